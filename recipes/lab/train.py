@@ -162,7 +162,7 @@ def train(
     kept = checkpoint_steps(steps, settings.kept)
     saved = started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar, open(log, "a", encoding="utf-8") as lines:
+    with Progress(*columns, disable=not progress) as bar, open(log, "a", encoding="utf-8", buffering=1) as lines:
         task = bar.add_task("training", total=steps, completed=run.step)
         before = run.step
         while run.step < last:
@@ -173,7 +173,6 @@ def train(
                 about = {"step": str(run.step), "settings": json.dumps({"model": asdict(model)})}
                 _write(out / f"step-{run.step:05d}.safetensors", weights, about)
             if time.monotonic() - saved > every or run.step == last:
-                lines.flush()
                 run.save(checkpoint)
                 saved = time.monotonic()
             rate = (run.step - before) * settings.rows * model.context / (time.monotonic() - started)
