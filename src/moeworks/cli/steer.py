@@ -24,18 +24,21 @@ def command(
         typer.Option("--direction", help="Where the behaviour goes; down unless only --promote is given."),
     ] = None,
     op: Annotated[
-        Literal["demote", "mask", "add", "scale"], typer.Option("--op", help="What is done to the experts.")
-    ] = "demote",
+        Literal["demote", "mask", "add", "scale"] | None,
+        typer.Option("--op", help="What is done to the experts: demote, unless the policy says another."),
+    ] = None,
     strength: Annotated[float | None, typer.Option("--strength", help="Of --op add and scale.")] = None,
     unit: Annotated[
-        Literal["logit", "std", "spread"], typer.Option("--unit", help="Unit of --op add's strength.")
-    ] = "std",
+        Literal["logit", "std", "spread"] | None,
+        typer.Option("--unit", help="Unit of --op add's strength: std, unless given."),
+    ] = None,
     refill: Annotated[
-        bool, typer.Option("--refill/--no-refill", help="With --op mask: whether the router picks replacements.")
-    ] = True,
+        bool | None,
+        typer.Option("--refill/--no-refill", help="With --op mask: whether the router picks replacements; it does."),
+    ] = None,
     renormalise: Annotated[
-        bool, typer.Option("--renormalise", help="With --op mask or scale: keep each token's total weight.")
-    ] = False,
+        bool | None, typer.Option("--renormalise", help="With --op mask or scale: keep each token's total weight.")
+    ] = None,
     where: Annotated[str, typer.Option("--where", help="Tokens the plan applies to, as in 'phase=generated'.")] = "",
     protect: Annotated[
         str, typer.Option("--protect", metavar="EXPERTS", help="Never turn these down, as in 'L0.E3, L2.E4-7'.")
@@ -43,7 +46,9 @@ def command(
     weakens_safety: Annotated[
         bool, typer.Option("--weakens-safety", help="Say so if the plan is meant to weaken a safety behaviour.")
     ] = False,
-    policy: Annotated[str, typer.Option("--policy", help="How scores become experts.")] = "risk_difference",
+    policy: Annotated[
+        str, typer.Option("--policy", help="How scores become experts, and for published ones what is done to them.")
+    ] = "risk_difference",
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Option of the policy; repeatable.")
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from moeworks.address import Address
 from moeworks.errors import BadData, BadPlan, did_you_mean
@@ -13,7 +13,7 @@ from moeworks.plan.clauses import listed
 from moeworks.plan.files import plan_header
 from moeworks.plan.guards import check
 from moeworks.plan.limits import selection_problems
-from moeworks.plan.policies import POLICIES, Count, Wanted
+from moeworks.plan.policies.base import POLICIES, Count, Manner, Op, Unit, Wanted, manner_of
 from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Provenance, Replay, Scale, TopK
 from moeworks.where import Where
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from moeworks.find import Scores
 
 __all__ = ["steer", "with_amount"]
-
-Op = Literal["demote", "mask", "add", "scale"]
 
 
 def steer(
@@ -32,11 +30,11 @@ def steer(
     demote: Count = 0,
     policy: str = "risk_difference",
     direction: Literal["up", "down"] | None = None,
-    op: Op = "demote",
+    op: Op | None = None,
     strength: float | None = None,
-    unit: Literal["logit", "std", "spread"] = "std",
-    refill: bool = True,
-    renormalise: bool = False,
+    unit: Unit | None = None,
+    refill: bool | None = None,
+    renormalise: bool | None = None,
     where: Where | str = Where(),
     protected: Iterable[Address] = (),
     weakens_safety: bool = False,
@@ -48,13 +46,15 @@ def steer(
     Args:
         scores: from `find`; a positive score marks an expert of the contrast side.
         promote, demote: how many experts to turn up and down, in rank order; "all" for every eligible one.
-        policy: registered name of the rule that picks them; its `options` are passed on.
+        policy: registered name of the rule that picks them; its `options` are passed on. Published policies also fix
+            what is done (`op`, `refill` and so on): leave out what they fix.
         direction: `down` demotes experts of the contrast side and promotes those of the other; `up` the reverse.
             Left out: `down` if anything is demoted, else `up`.
-        op: what is done. With `demote` and `mask` the experts to turn up get `promote`; `add` adds and subtracts
-            `strength` × `unit`; `scale` multiplies weights by `strength`.
+        op: what is done, `demote` unless the policy says otherwise. With `demote` and `mask` the experts to turn up
+            get `promote`; `add` adds and subtracts `strength` × `unit`; `scale` multiplies weights by `strength`.
         strength: for `add` (default 0.5) and `scale` only.
-        refill, renormalise: as in the `mask` and `scale` operations.
+        unit: of the strength of `add`; `std` unless given.
+        refill, renormalise: as in the `mask` (refilled unless given) and `scale` operations.
         where: tokens that the plan applies to.
         protected: experts that are never turned down; they are left out of the ranking for it.
         weakens_safety: says that the plan is meant to weaken a safety behaviour.
@@ -72,15 +72,16 @@ def steer(
     if not promote and not demote:
         raise BadData("say how many experts to promote or to demote.")
     direction = direction or ("down" if demote else "up")
-    strength = _strength(op, strength, bool(promote), bool(demote))
+    rule = POLICIES.get(policy)
+    manner = _manner(manner_of(rule), policy, op, strength, unit, refill, renormalise, bool(promote), bool(demote))
     clause = Where.parse(where) if isinstance(where, str) else where
 
     def operations(up: Sequence[Address], down: Sequence[Address]) -> tuple[Operation, ...]:
         made: list[Operation] = []
         if up:
-            made.append(_turn_up(tuple(up), op, strength, unit, renormalise))
+            made.append(_turn_up(tuple(up), manner))
         if down:
-            made.append(_turn_down(tuple(down), op, strength, unit, refill, renormalise))
+            made.append(_turn_down(tuple(down), manner))
         return tuple(made)
 
     def fits(up: Sequence[Address], down: Sequence[Address]) -> bool:
@@ -96,13 +97,15 @@ def steer(
         sign=1 if direction == "up" else -1,
         protected=frozenset(protected),
         fits=fits,
+        strength=manner.strength,
+        layers=tuple(shape.layer for shape in model.layers),
     )
     options = {name: list(value) if isinstance(value, (tuple, range)) else value for name, value in options.items()}
-    chosen = POLICIES.get(policy)(scores, wanted, **options)
+    chosen = rule(scores, wanted, **options)
     if not chosen.promoted and not chosen.demoted:
         raise BadPlan("no expert that was asked for fits into its layer; ask for others.")
-    asked: dict[str, Any] = {"promote": promote, "demote": demote, "direction": direction, "op": op}
-    asked |= {} if strength is None else {"strength": strength}
+    asked: dict[str, Any] = {"promote": promote, "demote": demote, "direction": direction, "op": manner.op}
+    asked |= {} if manner.strength is None else {"strength": manner.strength}
     plan = Plan(
         header=plan_header(model, command=command, text_hash=scores.header.text_hash),
         description=_description(scores, direction, len(chosen.promoted), len(chosen.demoted), chosen.passed_over),
@@ -170,6 +173,50 @@ def _with_strength(operation: Operation, strength: float) -> Operation:
             return operation
 
 
+class _Done(NamedTuple):
+    """What is done to the experts, all settled."""
+
+    op: Op
+    strength: float | None
+    unit: Unit
+    margin: float | None
+    refill: bool
+    renormalise: bool
+
+
+def _manner(
+    fixed: Manner,
+    policy: str,
+    op: Op | None,
+    strength: float | None,
+    unit: Unit | None,
+    refill: bool | None,
+    renormalise: bool | None,
+    up: bool,
+    down: bool,
+) -> _Done:
+    """Join what the caller asks for with what the policy fixes."""
+    asked = {"op": op, "unit": unit, "refill": refill, "renormalise": renormalise}
+    for name, value in asked.items():
+        rule = getattr(fixed, name)
+        if rule is not None and value not in (None, rule):
+            raise BadData(f"policy '{policy}' ({fixed.source}) sets {name} to {rule}; leave it out, not {value}.")
+    wrong_way = (up and fixed.turns == "down") or (down and fixed.turns == "up")
+    if wrong_way:
+        raise BadData(f"policy '{policy}' ({fixed.source}) only turns experts {fixed.turns}; ask for nothing else.")
+    chosen: Op = op or fixed.op or "demote"
+    if fixed.strength is not None and strength is None:
+        strength = fixed.strength
+    return _Done(
+        op=chosen,
+        strength=_strength(chosen, strength, up, down),
+        unit=unit or fixed.unit or "std",
+        margin=fixed.margin,
+        refill=next(value for value in (refill, fixed.refill, True) if value is not None),
+        renormalise=next(value for value in (renormalise, fixed.renormalise, False) if value is not None),
+    )
+
+
 def _strength(op: Op, strength: float | None, up: bool, down: bool) -> float | None:
     if op in ("demote", "mask"):
         if strength is not None:
@@ -187,24 +234,35 @@ def _strength(op: Op, strength: float | None, up: bool, down: bool) -> float | N
     return strength
 
 
-def _turn_up(experts: tuple[Address, ...], op: Op, strength: float | None, unit: Any, renormalise: bool) -> Operation:
-    if strength is None:
-        return Promote(experts=experts)
-    if op == "add":
-        return Add(experts=experts, strength=strength, unit=unit)
-    return Scale(experts=experts, factor=strength, renormalise=renormalise)
+def _turn_up(experts: tuple[Address, ...], done: _Done) -> Operation:
+    match done.op:
+        case "add":
+            return Add(experts=experts, strength=done.strength or 0.0, unit=done.unit)
+        case "scale":
+            return Scale(experts=experts, factor=_factor(done), renormalise=done.renormalise)
+        case _:
+            return Promote(experts=experts, **_margin(done))
 
 
-def _turn_down(
-    experts: tuple[Address, ...], op: Op, strength: float | None, unit: Any, refill: bool, renormalise: bool
-) -> Operation:
-    if op == "mask":
-        return Mask(experts=experts, refill=refill, renormalise=renormalise)
-    if strength is None:
-        return Demote(experts=experts)
-    if op == "add":
-        return Add(experts=experts, strength=-strength, unit=unit)
-    return Scale(experts=experts, factor=strength, renormalise=renormalise)
+def _turn_down(experts: tuple[Address, ...], done: _Done) -> Operation:
+    match done.op:
+        case "mask":
+            return Mask(experts=experts, refill=done.refill, renormalise=done.renormalise)
+        case "add":
+            return Add(experts=experts, strength=-(done.strength or 0.0), unit=done.unit)
+        case "scale":
+            return Scale(experts=experts, factor=_factor(done), renormalise=done.renormalise)
+        case _:
+            return Demote(experts=experts, **_margin(done))
+
+
+def _factor(done: _Done) -> float:
+    assert done.strength is not None  # _strength has seen to it
+    return done.strength
+
+
+def _margin(done: _Done) -> dict[str, float]:
+    return {} if done.margin is None else {"margin": done.margin}
 
 
 def _description(scores: Scores, direction: str, up: int, down: int, passed_over: dict[str, int]) -> str:

@@ -1,49 +1,50 @@
-"""From scores to experts: which ones a plan turns up and down, by named policies that packages can add to."""
+"""The strongest experts of each sign over the whole model: SteerMoE's rule, and the ranking that other policies use.
+
+Source: SteerMoE (arXiv 2509.09660, section 3): rank by |score| over all layers, take the first n of either sign, let
+no layer have more than k activated. Registered twice, as `risk_difference` and as `steermoe`: the two are one function.
+The plan's operations are the paper's too: `promote` and `demote` with a margin of 0.01 above and below the token's
+extremes before any edit. What differs, and why:
+
+- `only_passing=True` is ours: the paper has no test of significance. `only_passing=False` is the paper.
+- The paper adds the margin to log softmax and softmaxes again, which for softmax routers is the same as adding it to
+  the logits; for other routers it is not the identity even with no expert listed, so that the contract's own selection
+  scores are edited here.
+- In the paper nothing caps deactivations, and E - k + 1 of them tie at the bottom and run all the same. Here a layer
+  takes at most E - k.
+- In the paper an expert on both lists is deactivated, since that is written last. Here such a plan is refused; scores
+  of one sign cannot give one.
+- Both count what a layer could not take; the paper drops it without a word.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moeworks.address import Address
 from moeworks.errors import BadPlan
-from moeworks.registry import Registry
+from moeworks.plan.policies.base import POLICIES, Chosen, Count, Wanted
 
 if TYPE_CHECKING:
     from moeworks.find import Scores
 
-__all__ = ["POLICIES", "Chosen", "Count", "Policy", "Wanted", "risk_difference"]
+__all__ = ["STEERMOE_COUNTS", "risk_difference"]
 
-Count = int | Literal["all"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What a policy is asked for."""
-
-    promote: Count  # experts to turn up; "all": every eligible one
-    demote: Count  # experts to turn down
-    sign: Literal[1, -1]  # sign of the scores that are turned up; the other sign is turned down
-    protected: frozenset[Address]  # never turned down
-    fits: Callable[[Sequence[Address], Sequence[Address]], bool]  # whether a layer can turn these up and those down
+# Experts that the paper activates and deactivates (its table A.2, by grid search on task score and fluency), for
+# comparison; the ones that weaken a safety behaviour are left out.
+STEERMOE_COUNTS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "gpt-oss-120b": {"faithful": (5, 100), "safe": (5, 0)},
+    "gpt-oss-20b": {"faithful": (10, 50), "safe": (5, 0)},
+    "Mixtral-8x7B-Instruct": {"faithful": (10, 100), "safe": (20, 0)},
+    "OLMoE-0125-Instruct": {"faithful": (0, 50), "safe": (5, 0)},
+    "Phi-3.5-MoE": {"faithful": (10, 75), "safe": (5, 0)},
+    "Qwen3-30B-A3B": {"faithful": (0, 500), "safe": (15, 0)},
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """What a policy answers: experts in rank order, and how many it passed over for what reason."""
-
-    promoted: tuple[Address, ...] = ()
-    demoted: tuple[Address, ...] = ()
-    passed_over: dict[str, int] = field(default_factory=dict)
-
-
-Policy = Callable[..., Chosen]  # (scores, wanted, *, options) -> Chosen
-POLICIES: Registry[Policy] = Registry("policy", "moeworks.policies")
-
-
+@POLICIES.register("steermoe")
 @POLICIES.register("risk_difference")
 def risk_difference(
     scores: Scores,
