@@ -1,4 +1,4 @@
-"""The scores artefact: a number per expert with its uncertainty and its null, as one Arrow table."""
+"""The scores artefact: a number per expert, or per neuron of an expert, with its uncertainty and its null."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moeworks.artefact import Header, problems_of, replace_file
 from moeworks.errors import BadData, did_you_mean
 from moeworks.find.summary import summary
 
-__all__ = ["COLUMNS", "Scores", "ScoresHeader"]
+__all__ = ["COLUMNS", "NEURON_COLUMNS", "Scores", "ScoresHeader"]
 
 Array = NDArray[Any]
 _FORMAT, _VERSION, _KEY = "moeworks.scores", 1, b"moeworks"
@@ -36,6 +36,8 @@ COLUMNS = pa.schema(
         ("passes", pa.bool_()),
     ]
 )
+NEURON_COLUMNS = COLUMNS.insert(2, pa.field("neuron", pa.int32()))  # where a row is one neuron of an expert
+_LATER = ("unit", "quantity")  # fields that came after the first version: hashed only where they say something
 
 
 class ScoresHeader(Header):
@@ -51,8 +53,8 @@ class ScoresHeader(Header):
     documents: tuple[int, int] = Field(description="documents with tokens: contrast, against")
     pairs: int = Field(description="documents that have tokens on both sides")
     tokens: tuple[int, int] = Field(description="tokens compared: contrast, against")
-    null: Literal["labels", "flips", "labels and flips"] = Field(
-        description="documents' labels permuted, pairs' sides flipped, or both"
+    null: Literal["labels", "flips", "labels and flips", "none"] = Field(
+        description="documents' labels permuted, pairs' sides flipped, or both; none: the method ranks without a test"
     )
     within: str | None = Field(None, description="label within whose values documents were permuted")
     permutations: int = Field(description="permutations for every expert")
@@ -63,22 +65,29 @@ class ScoresHeader(Header):
     bootstrap: int = Field(description="samples of documents behind intervals and stability; 0 if too few documents")
     level: float = Field(0.95, description="coverage of the intervals")
     top: int = Field(description="stability is the share of samples in which an expert is among so many")
+    unit: Literal["expert", "neuron"] = Field("expert", description="what a row is")
+    quantity: str = Field("", description="what the two rates are means of; empty: shares of tokens an expert ran for")
     hash: str = Field("", description="of the table and of this header")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A number per (layer, expert): how much it belongs to the contrast side, and how sure that is.
+    """A number per (layer, expert[, neuron]): how much it belongs to the contrast side, and how sure that is.
 
-    `table` has the columns of `COLUMNS`, rows by layer and expert. `score` is in the method's unit (for
-    `risk_difference` a difference of shares, -1 to 1), `low` and `high` are the ends of its bootstrap interval,
-    `p` is two-sided against the permutation null, `q` after Benjamini–Hochberg over all rows, `stability` the share
-    of bootstrap samples in which the expert is among the `header.top` largest absolute scores. Intervals and stability
-    are NaN with too few documents.
+    `table` has the columns of `COLUMNS`, or of `NEURON_COLUMNS`, rows by layer, expert and neuron. `score` is in the
+    method's unit (for `risk_difference` a difference of shares, -1 to 1), `low` and `high` end its bootstrap
+    interval, `p` is two-sided against the permutation null, `q` after Benjamini–Hochberg over all rows, `stability` the
+    share of bootstrap samples in which the expert is among the `header.top` largest absolute scores. Intervals and
+    stability are NaN with too few documents; p and q are NaN, and nothing passes, where the header's null is `none`.
     """
 
     table: pa.Table
     header: ScoresHeader
+
+    @property
+    def unit(self) -> Literal["expert", "neuron"]:
+        """What a row is."""
+        return "neuron" if "neuron" in self.table.column_names else "expert"
 
     @property
     def layers(self) -> list[int]:
@@ -92,7 +101,7 @@ class Scores:
         return np.asarray(self.table[name].to_numpy())
 
     def top(self, n: int, *, sign: int = +1, passing: bool = False) -> pa.Table:
-        """Return the rows of the n strongest experts, strongest first; fewer where there are fewer.
+        """Return the rows of the n strongest experts (or neurons), strongest first; fewer where there are fewer.
 
         Args:
             n: how many.
@@ -101,15 +110,22 @@ class Scores:
         """
         score = self.column("score")
         strength = np.abs(score) if sign == 0 else score * sign
-        order = np.lexsort((self.column("expert"), self.column("layer"), -strength))
+        places = [self.column(name) for name in ("neuron", "expert", "layer") if name in self.table.column_names]
+        order = np.lexsort((*places, -strength))
         kept = strength[order] > 0
         if passing:
             kept &= self.column("passes")[order]
         return self.table.take(order[kept][:n])
 
     def matrix(self, column: str = "score") -> Array:
-        """Return a column as (layers, experts), rows in the order of `layers`, NaN where a layer has no such expert."""
+        """Return a column as (layers, experts), rows in the order of `layers`, NaN where a layer has no such expert.
+
+        Raises:
+            BadData: there is no such column, or the scores are of neurons.
+        """
         values = self.column(column).astype(np.float64)
+        if self.unit == "neuron":
+            raise BadData("scores of neurons have no grid of experts; read their table, or its top rows.")
         expert = self.column("expert")
         grid = np.full((len(self.layers), int(expert.max()) + 1), np.nan)
         grid[np.searchsorted(self.layers, self.column("layer")), expert] = values
@@ -149,9 +165,10 @@ class Scores:
             raise BadData(f"{path} is an Arrow file without a header of moeworks; scores are made by: moeworks find.")
         header = _header(metadata, path)
         table = table.replace_schema_metadata(None)
-        if table.schema != COLUMNS:
+        wanted = NEURON_COLUMNS if header.unit == "neuron" else COLUMNS
+        if table.schema != wanted:
             raise BadData(
-                f"{path} has columns {table.column_names}, not those of scores: {COLUMNS.names}; make it again."
+                f"{path} has columns {table.column_names}, not those of scores: {wanted.names}; make it again."
             )
         if header.hash != hash_scores(table, header):
             raise BadData(f"{path} was altered after it was made: its hash does not fit; make it again.")
@@ -160,8 +177,10 @@ class Scores:
 
 def hash_scores(table: pa.Table, header: ScoresHeader) -> str:
     """Return the hash of a table and of its header without the hash."""
-    digest = hashlib.blake2b(header.model_copy(update={"hash": ""}).model_dump_json().encode(), digest_size=16)
-    for name in COLUMNS.names:
+    silent = {name for name in _LATER if getattr(header, name) == ScoresHeader.model_fields[name].default}
+    content = header.model_copy(update={"hash": ""}).model_dump_json(exclude=silent)
+    digest = hashlib.blake2b(content.encode(), digest_size=16)
+    for name in table.column_names:
         digest.update(np.ascontiguousarray(table[name].to_numpy()).tobytes())
     return digest.hexdigest()
 

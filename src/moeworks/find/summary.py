@@ -18,30 +18,34 @@ _NULLS = {
     "labels": "documents change sides at random",
     "flips": "the two sides of each document are swapped at random",
     "labels and flips": "documents change sides at random, and pairs swap their two sides",
+    "none": "none: a ranking without a test",
 }
 
 
 def summary(scores: Scores, n: int) -> str:
     """Return the summary of scores, with the n strongest of the experts that pass."""
-    header, experts = scores.header, scores.table.num_rows
+    header, experts, noun = scores.header, scores.table.num_rows, f"{scores.unit}s"
     lines = [
-        f"{header.method} ({header.aggregate}) of {experts} experts, layers {_numbers(scores.layers)}",
+        f"{header.method} ({header.aggregate}) of {experts} {noun}, layers {_numbers(scores.layers)}",
         f"  contrast {header.contrast or 'everything'}: {_side(header, 0)}",
         f"  against  {header.against or 'everything'}: {_side(header, 1)}",
         *([f"  within   {header.where}"] if header.where else []),
         f"  null     {_null(header)}",
     ]
+    if header.null == "none":
+        lines.append(f"No test was made, so none of them passes. The strongest of {experts} {noun}:")
+        return "\n".join(lines + _rows(scores, n, passing=False))
     passing = int(scores.column("passes").sum())
     smallest = float(scores.column("q").min())
     if passing:
         more = int((scores.column("passes") & (scores.column("score") > 0)).sum())
         lines.append(
-            f"{passing} of {experts} experts pass (q at most {header.alpha:g}): "
-            f"{more} run more on the contrast side, {passing - more} less."
+            f"{passing} of {experts} {noun} pass (q at most {header.alpha:g}): "
+            f"{more} {'score' if header.quantity else 'run'} more on the contrast side, {passing - more} less."
         )
         lines += _rows(scores, n)
     else:
-        lines.append(f"No expert passes. The smallest q is {smallest:.3g}; {header.alpha:g} would pass.")
+        lines.append(f"No {scores.unit} passes. The smallest q is {smallest:.3g}; {header.alpha:g} would pass.")
     return "\n".join(lines + _limits(header, experts))
 
 
@@ -57,22 +61,28 @@ def _side(header: ScoresHeader, side: int) -> str:
 
 def _null(header: ScoresHeader) -> str:
     within = f", within each {header.within}" if header.within else ""
+    if header.null == "none":
+        return _NULLS["none"]
     if header.exhaustive:
         return f"{_NULLS[header.null]}{within}; all {header.drawn:,} arrangements"
     finer = f" ({header.drawn:,} where p is small)" if header.drawn > header.permutations else ""
     return f"{_NULLS[header.null]}{within}; {header.permutations:,} permutations{finer}"
 
 
-def _rows(scores: Scores, n: int) -> list[str]:
+def _rows(scores: Scores, n: int, *, passing: bool = True) -> list[str]:
     lines = []
+    quantity = scores.header.quantity
     level = f"{100 * scores.header.level:g} %"
-    for row in scores.top(n, sign=0, passing=True).to_pylist():
-        address = str(Address(row["layer"], row["expert"]))
+    for row in scores.top(n, sign=0, passing=passing).to_pylist():
+        address = str(Address(row["layer"], row["expert"])) + (f".N{row['neuron']}" if "neuron" in row else "")
+        rates = [row["contrast_rate"], row["against_rate"]]
+        first, second = (f"{rate:.3g}" if quantity else f"{rate:.1%}" for rate in rates)
+        sure = "" if math.isnan(row["q"]) else f", q {row['q']:.2g}"
         interval = "" if math.isnan(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}] ({level})"
         stable = "" if math.isnan(row["stability"]) else f", in the top {scores.header.top} of {row['stability']:.0%}"
         lines.append(
-            f"  {address:<9} {row['score']:+.3f}{interval}, runs on {row['contrast_rate']:.1%} against "
-            f"{row['against_rate']:.1%}, q {row['q']:.2g}{stable}"
+            f"  {address:<9} {row['score']:+.3f}{interval}, {quantity or 'runs on'} {first} against {second}"
+            f"{sure}{stable}"
         )
     if any(np.isfinite(scores.column("stability"))):
         lines.append(f"  (top {scores.header.top}: share of {scores.header.bootstrap} resamplings of the documents)")
