@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,11 +19,12 @@ __all__ = ["Change", "PlanDifference", "compose", "diff"]
 def compose(*plans: Plan) -> Plan:
     """Return one plan that does what all of them do; each plan's clause goes into its operations.
 
-    What is protected in one is protected in all, and may be turned down only if every plan that protects something
+    A gate decides about a whole plan, so that all plans must have the same one, or none. What is protected in one is
+    protected in all, and may be turned down only if every plan that protects something
     allows it. Evidence does not carry over: the whole has not been measured.
 
     Raises:
-        BadPlan: no plan, plans for different models, clauses that have no intersection, or a whole that the model
+        BadPlan: no plan, plans for different models or with different gates, clauses that have no intersection, or a whole that the model
             cannot run.
     """
     if not plans:
@@ -38,6 +40,8 @@ def compose(*plans: Plan) -> Plan:
                 f"plan 1 is for {model.name} (weights {model.weight_hash}), plan {number} for {other.name} (weights "
                 f"{other.weight_hash}); only plans for one model can be composed."
             )
+        if plan.gate != plans[0].gate:
+            raise BadPlan(f"plans 1 and {number} have different gates; a plan has one gate for all its operations.")
         try:
             operations += narrowed(plan)
         except BadPlan as error:
@@ -47,6 +51,7 @@ def compose(*plans: Plan) -> Plan:
         header=plan_header(model),
         description=" + ".join(plan.description for plan in plans if plan.description),
         operations=tuple(operations),
+        gate=plans[0].gate,
         protected=tuple(sorted({address for plan in plans for address in plan.protected})),
         allow_protected=bool(protecting) and all(plan.allow_protected for plan in protecting),
         weakens_safety=any(plan.weakens_safety for plan in plans),
@@ -106,6 +111,14 @@ def diff(before: Plan, after: Plan) -> PlanDifference:
     )
 
 
+def _gate(plan: Plan) -> str:
+    """Return the gate in a few words, with a hash of its numbers: two that differ in these only are told apart."""
+    if plan.gate is None:
+        return ""
+    numbers = plan.gate.model_dump_json(exclude={"provenance"})
+    return f"{plan.gate.kind}, numbers {hashlib.blake2b(numbers.encode(), digest_size=4).hexdigest()}"
+
+
 def _effects(plan: Plan) -> dict[tuple[str, str], str]:
     """Return (subject, clause) → what is done, for each expert and for the plan's settings."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -116,6 +129,7 @@ def _effects(plan: Plan) -> dict[tuple[str, str], str]:
     model = plan.header.model
     settings = {
         "model": f"{model.name}, weights {model.weight_hash}" if model else "",
+        "gate": _gate(plan),
         "protected": ", ".join(map(str, sorted(plan.protected))),
         "allow_protected": "yes" if plan.allow_protected else "",
         "weakens_safety": "yes" if plan.weakens_safety else "",

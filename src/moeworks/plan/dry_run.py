@@ -17,6 +17,7 @@ from moeworks.artefact import LayerShape
 from moeworks.contract import decide
 from moeworks.errors import BadTrace
 from moeworks.plan.compiled import CompiledEdit, LayerEdit, compile_plan
+from moeworks.plan.gate import opened_requests
 from moeworks.plan.guards import check
 from moeworks.plan.operations import apply_edits
 from moeworks.plan.schema import Plan
@@ -66,7 +67,8 @@ def dry_run(
     """Report how many decisions a plan changes, what becomes of the listed experts' shares, and who takes over.
 
     With logits in the trace the numpy reference is run on them. Without, only what needs none is said: a demoted or
-    masked expert's rows change, a promoted expert's other rows do, who takes over is not known.
+    masked expert's rows change, a promoted expert's other rows do, who takes over is not known. Where the plan has a
+    gate, only the rows of requests for which it opens are counted; the trace must be one of the plain model then.
 
     Args:
         plan: what would be run.
@@ -77,6 +79,7 @@ def dry_run(
     Raises:
         BadPlan: the plan does not fit the trace's model.
         BadTrace: the trace does not say which model it is of.
+        Unsupported: the plan's gate looks at the residual stream, which no trace holds.
     """
     model = trace.header.model
     if model is None:
@@ -85,8 +88,12 @@ def dry_run(
     edits = compile_plan(plan, model)
     layers = sorted({layer for edit in edits for layer in edit.layers})
     counts = [_Count(model.layer(layer), edits, trace, (arrays or {}).get(layer, {})) for layer in layers]
+    opened = None if plan.gate is None else opened_requests(plan.gate, trace)  # (requests,)
     for part in trace.parts:
         masks = _masks(edits, part, trace)
+        if opened is not None:
+            here = opened[part.rows().request]
+            masks = [mask & here for mask in masks]
         for count in counts:
             count.add(part, masks)
     return DryRun(tuple(count.report() for count in counts))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from moeworks.artefact import LayerShape, ModelIdentity
 from moeworks.errors import BadPlan
 from moeworks.plan.clauses import can_meet, listed, narrow, narrowed, token_part, touches
+from moeworks.plan.gate import gate_problems
 from moeworks.plan.limits import selection_problems
 from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Replay, Scale, TopK
 
@@ -36,6 +37,7 @@ def problems(plan: Plan, identity: ModelIdentity, *, hash_override: str | None =
     found = _model_problems(plan, identity, hash_override)
     shapes = {shape.layer: shape for shape in identity.layers}
     found += [f"The protected expert {a} does not exist." for a in plan.protected if not _exists(a, shapes)]
+    found += [] if plan.gate is None else gate_problems(plan.gate, identity)
     operations: list[Operation] = []
     for number, operation in enumerate(plan.operations, 1):
         place = f"Operation {number} ({operation.op})"

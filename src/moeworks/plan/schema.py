@@ -13,6 +13,7 @@ from moeworks.address import Address, parse_address
 from moeworks.artefact import Header
 from moeworks.errors import BadData
 from moeworks.plan.evidence import Evidence
+from moeworks.plan.gate import Gate
 from moeworks.where import Where
 
 __all__ = [
@@ -141,6 +142,7 @@ class Plan(_Frozen):
     description: str = ""
     operations: tuple[Operation, ...] = ()
     where: Where = Field(Where(), description="tokens the whole plan applies to")
+    gate: Gate | None = Field(None, description="requests it applies to, decided on their prompts; none: all requests")
     protected: tuple[ExpertAddress, ...] = Field((), description="experts that no operation may turn down")
     allow_protected: bool = Field(False, description="turn protected experts down all the same")
     weakens_safety: bool = Field(False, description="the plan is meant to weaken a safety behaviour")

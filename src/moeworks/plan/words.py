@@ -8,6 +8,7 @@ from moeworks.address import Address
 from moeworks.plan.clauses import listed
 from moeworks.plan.evidence import Evidence
 from moeworks.plan.files import plan_hash
+from moeworks.plan.gate import gate_in_words
 from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Replay, Scale, TopK
 from moeworks.where import Where
 
@@ -22,6 +23,7 @@ def explain(plan: Plan) -> str:
         lines.append("It has no operations: the model runs as it is, to the bit.")
     else:
         lines.append(f"It holds for {_tokens(plan.where)}.")
+        lines += [] if plan.gate is None else [gate_in_words(plan.gate)]
     for number, operation in enumerate(plan.operations, 1):
         narrower = "" if operation.where.everything else f" Only for {_tokens(operation.where)}."
         lines.append(f"{number}. {_sentences(operation)}{narrower}")
