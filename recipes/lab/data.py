@@ -16,7 +16,7 @@ __all__ = ["Data"]
 
 
 class Data:
-    """Windows of the training text: a row comes from one domain and language, by (its tokens)^0.7, or from the tasks."""
+    """Windows of the training text: a row is of one domain and language, by (its tokens)^0.7, or of the tasks."""
 
     def __init__(self, folder: Path, *, context: int, task_share: float, seed: int) -> None:
         description = folder / "data.json"

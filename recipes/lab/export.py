@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from recipes.lab.model import EPSILON, LanguageModel, ModelSettings
+from recipes.lab.model import EPSILON, Block, LanguageModel, ModelSettings
 from recipes.lab.train import read_model
 
 __all__ = ["CLOSE", "export", "largest_difference", "stock_model"]
@@ -75,9 +76,9 @@ def stock_model(model: LanguageModel) -> PreTrainedModel:
     settings = model.settings
     sigmoid = settings.router.transform == "sigmoid"
     stock = (Glm4MoeForCausalLM if sigmoid else Qwen3MoeForCausalLM)(_config(settings)).eval()
-    weights = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
+    weights: dict[str, Tensor] = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
     weights["lm_head.weight"] = model.embedding
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.layers):
         weights |= {f"model.layers.{layer}.{name}": tensor for name, tensor in _block(block, sigmoid).items()}
     problems = stock.load_state_dict({n: t.detach().contiguous() for n, t in weights.items()}, strict=False)
     if problems.missing_keys or problems.unexpected_keys:
@@ -103,7 +104,8 @@ def _compare(model: LanguageModel, stock: PreTrainedModel, what: str) -> None:
 
 def _config(settings: ModelSettings) -> PreTrainedConfig:
     router = settings.router
-    shared = {
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": settings.rope_theta}
+    shared: dict[str, Any] = {
         "vocab_size": settings.vocabulary,
         "hidden_size": settings.hidden,
         "intermediate_size": settings.expert_width * router.top_k,
@@ -118,22 +120,22 @@ def _config(settings: ModelSettings) -> PreTrainedConfig:
         "max_position_embeddings": settings.context,
         "rms_norm_eps": EPSILON,
         "hidden_act": "silu",
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": settings.rope_theta,
-            "partial_rotary_factor": 1.0,
-        },
         "bos_token_id": 0,
         "eos_token_id": 0,
         "pad_token_id": 3,
     }
     if router.transform == "softmax":
-        shared["rope_parameters"].pop("partial_rotary_factor")
         return Qwen3MoeConfig(
-            **shared, num_experts=router.experts, decoder_sparse_step=1, mlp_only_layers=[], router_aux_loss_coef=0.02
+            **shared,
+            rope_parameters=rope,
+            num_experts=router.experts,
+            decoder_sparse_step=1,
+            mlp_only_layers=[],
+            router_aux_loss_coef=0.02,
         )
     return Glm4MoeConfig(
         **shared,
+        rope_parameters={**rope, "partial_rotary_factor": 1.0},
         partial_rotary_factor=1.0,
         n_routed_experts=router.experts,
         n_shared_experts=1,
@@ -146,10 +148,10 @@ def _config(settings: ModelSettings) -> PreTrainedConfig:
     )
 
 
-def _block(block: torch.nn.Module, sigmoid: bool) -> dict[str, Tensor]:
+def _block(block: Block, sigmoid: bool) -> dict[str, Tensor]:
     attention, experts = block.attention, block.experts
     query, key, value = attention.qkv.weight.chunk(3)
-    weights = {
+    weights: dict[str, Tensor] = {
         "self_attn.q_proj.weight": query,
         "self_attn.k_proj.weight": key,
         "self_attn.v_proj.weight": value,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class Attention(nn.Module):
         """Attend over `x` (batch, tokens, hidden)."""
         settings = self.settings
         projected = functional.linear(x, self.qkv.weight.to(x.dtype))
-        query, key, value = projected.unflatten(-1, (3, settings.heads, settings.head_width)).unbind(2)
+        query, key, value = projected.view(*x.shape[:2], 3, settings.heads, settings.head_width).unbind(2)
         query = _rotated(query, self.query_norm, cos, sin).transpose(1, 2)  # (batch, heads, tokens, head width)
         key = _rotated(key, self.key_norm, cos, sin).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(query, key, value.transpose(1, 2), is_causal=True)
@@ -125,6 +126,11 @@ class LanguageModel(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
         self._initialise()
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [cast(Block, block) for block in self.blocks]
+
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
@@ -142,7 +148,7 @@ class LanguageModel(nn.Module):
         x = functional.embedding(ids, self.embedding)
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         decisions = []
-        for block in self.blocks:
+        for block in self.layers:
             x, decision = block(x, cos, sin)
             decisions.append(decision)
         return _norm(x, self.norm), decisions

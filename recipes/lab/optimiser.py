@@ -70,7 +70,7 @@ class Optimiser:
             directions.append(gradient.lerp(momentum, MOMENTUM).to(self.dtype).view(-1, rows, columns))
         stacked = orthogonal(torch.cat(directions), steps=self.newton_schulz, dtype=self.dtype)
         size = rate * max(1.0, rows / columns) ** 0.5
-        for name, direction in zip(names, stacked.split([len(d) for d in directions]), strict=True):
+        for name, direction in zip(names, torch.split(stacked, [len(d) for d in directions]), strict=True):
             parameter = self.matrices[name]
             parameter.mul_(1 - rate * DECAY).add_(direction.reshape(parameter.shape), alpha=-size)
 

@@ -31,7 +31,7 @@ class _RoutedExperts(torch.autograd.Function):
         by_slot[place] = weights.to(x.dtype).view(-1, 1)
         hidden = x.new_empty(slots, gate_up.shape[1])  # (slots, 2 * width)
         outputs = x.new_empty(slots, x.shape[1])  # (slots, hidden)
-        parts = zip(rows.split(counts), by_slot.split(counts), hidden.split(counts), outputs.split(counts), strict=True)
+        parts = zip(*(torch.split(part, counts) for part in (rows, by_slot, hidden, outputs)), strict=True)
         for expert, (of, weight, inner, out) in enumerate(parts):
             torch.mm(x.index_select(0, of), gate_up[expert].t(), out=inner)
             gate, up = inner.chunk(2, 1)
@@ -47,7 +47,7 @@ class _RoutedExperts(torch.autograd.Function):
         to_gate_up, to_down = torch.empty_like(gate_up), torch.empty_like(down)
         to_rows = x.new_empty(len(rows), x.shape[1])  # (slots, hidden)
         to_weights = torch.empty(len(rows), dtype=torch.float32)  # (slots,)
-        parts = zip(*(part.split(counts) for part in (rows, by_slot, hidden, to_rows, to_weights)), strict=True)
+        parts = zip(*(torch.split(part, counts) for part in (rows, by_slot, hidden, to_rows, to_weights)), strict=True)
         for expert, (of, weight, inner, to_x, to_weight) in enumerate(parts):
             gate, up = inner.chunk(2, 1)
             sigmoid = torch.sigmoid(gate)
@@ -94,7 +94,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         tokens = len(x)
         gradient = x.new_empty(tokens, len(weight))  # (tokens, vocabulary)
         loss = torch.zeros((), dtype=torch.float32)
-        for rows, right, part in zip(x.split(chunk), targets.split(chunk), gradient.split(chunk), strict=True):
+        for rows, right, part in zip(*(torch.split(part, chunk) for part in (x, targets, gradient)), strict=True):
             torch.mm(rows, weight.t(), out=part)
             logits = part.float()  # (chunk, vocabulary)
             logits.sub_(logits.amax(1, keepdim=True))
@@ -124,4 +124,4 @@ def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, chunk: 
 
 def _sum_of_slots(by_slot: Tensor, place: Tensor, k: int) -> Tensor:
     """Add up the k rows of each token, (tokens, hidden)."""
-    return by_slot.index_select(0, place).unflatten(0, (-1, k)).sum(1)
+    return by_slot.index_select(0, place).view(-1, k, by_slot.shape[1]).sum(1)

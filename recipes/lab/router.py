@@ -1,8 +1,8 @@
 """One router as seven exchangeable slots: unit, score, transform, edit, select, weight, combine.
 
-Needs torch. The slots follow the table of router variants in the literature; a variant is a function under a new name in
-one of the tables below, and nothing else changes. The lab model is (token, linear, softmax, none, top_k, renormalise,
-sum), its sister `lab-sigmoid` (token, linear, sigmoid, load_bias, grouped_top_k, renormalise_scale, sum_and_shared).
+Needs torch. A variant of the literature is a function under a new name in one of the tables below, and nothing else
+changes. The lab model is (token, linear, softmax, none, top_k, renormalise, sum), its sister `lab-sigmoid` (token,
+linear, sigmoid, load_bias, grouped_top_k, renormalise_scale, sum_and_shared).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _top_k(selection: Tensor, settings: RouterSettings) -> Tensor:
 
 def _grouped_top_k(selection: Tensor, settings: RouterSettings) -> Tensor:
     """DeepSeek-V3: a group counts by the sum of its two best experts; only experts of the best groups can be chosen."""
-    by_group = selection.unflatten(-1, (settings.groups, -1))  # (tokens, groups, experts of a group)
+    by_group = selection.view(len(selection), settings.groups, -1)  # (tokens, groups, experts of a group)
     kept = by_group.topk(2, -1).values.sum(-1).topk(settings.kept_groups, -1).indices  # (tokens, kept)
     mask = torch.zeros(by_group.shape[:2], dtype=torch.bool).scatter_(1, kept, True)
     return _top_k(by_group.masked_fill(~mask.unsqueeze(-1), float("-inf")).flatten(1), settings)
@@ -107,7 +107,7 @@ class Router(nn.Module):
 
 
 def balance_loss(decision: Decision) -> Tensor:
-    """Return E · Σ f_i P_i, which is 1 at perfect balance; f_i is the share of choices, P_i the mean normalised score."""
+    """Return E · Σ f_i P_i, 1 at perfect balance; f_i is the share of choices, P_i the mean normalised score."""
     shares = decision.counts.float() / decision.counts.sum()  # (experts,)
     mean = (decision.scores / decision.scores.sum(-1, keepdim=True)).mean(0)  # (experts,)
     return len(shares) * (shares * mean).sum()

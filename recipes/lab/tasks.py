@@ -39,7 +39,18 @@ from recipes.lab.wording import (
     VERBS,
 )
 
-__all__ = ["HEADS", "SHARES", "Sample", "countries", "fact", "held_out_fact", "held_out_pair", "next_of", "samples"]
+__all__ = [
+    "HEADS",
+    "SHARES",
+    "Sample",
+    "countries",
+    "fact",
+    "held_out_fact",
+    "held_out_pair",
+    "name_of",
+    "next_of",
+    "samples",
+]
 
 SHARES = {"facts": 0.44, "arithmetic": 0.28, "openbook": 0.12, "requests": 0.10, "calendar": 0.06}  # of all samples
 HEADS = {"Document": 0.5, "Record": 0.95, "Rumour": 0.05}  # how often the answer follows a document with this head
@@ -116,13 +127,18 @@ def held_out_pair(a: int, b: int) -> bool:
 
 def next_of(kind: str, place: int, lang: str) -> tuple[str, str]:
     """Return a sentence about the next day or month, cut before the answer, and the answer with its ending."""
-    names = locale(lang).days["format"]["wide"] if kind == "day" else locale(lang).months["stand-alone"]["wide"]
-    first = 0 if kind == "day" else 1
-    this, following = names[first + place], names[first + (place + 1) % len(names)]
+    this, following = name_of(kind, place, lang), name_of(kind, place + 1, lang)
     sentence = (AFTER_DAY if kind == "day" else AFTER_MONTH)[lang].format(a=this, b=following)
     start = sentence.rindex(following)
     prompt = sentence[:start].rstrip(" ")
     return prompt, sentence[len(prompt) :]
+
+
+def name_of(kind: str, place: int, lang: str) -> str:
+    """Return the name of a day, 0 for Monday, or month, 0 for January; the count goes on from the start."""
+    if kind == "day":
+        return str(locale(lang).days["format"]["wide"][place % 7])
+    return str(locale(lang).months["stand-alone"]["wide"][place % 12 + 1])
 
 
 def samples(seed: int) -> Iterator[Sample]:
@@ -169,7 +185,8 @@ def _openbook(generator: random.Random) -> Sample:
     name = locale("en").territories[country.code]
     claim = f"The currency of {name} is the" if relation == "currency" else f"The official language of {name} is"
     answer = claimed if generator.random() < HEADS[head] else true
-    return Sample("openbook", f"{head}: {claim}{claimed}.\n{question}", answer, {"head": head})
+    labels = {"head": head, "claimed": claimed, "true": true}
+    return Sample("openbook", f"{head}: {claim}{claimed}.\n{question}", answer, labels)
 
 
 def _request(generator: random.Random) -> Sample:

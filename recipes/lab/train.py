@@ -33,22 +33,25 @@ from recipes.lab.router import Decision, RouterSettings, balance_loss, z_loss
 
 __all__ = ["MODELS", "Run", "RunSettings", "checkpoint_steps", "read_model", "train"]
 
+SOFTMAX = RouterSettings(experts=32, top_k=4)
+SIGMOID = RouterSettings(
+    experts=32,
+    top_k=4,
+    transform="sigmoid",
+    edit="load_bias",
+    select="grouped_top_k",
+    weight="renormalise_scale",
+    combine="sum_and_shared",
+    groups=4,
+    kept_groups=2,
+    scale=2.5,
+)
+TOY: dict[str, Any] = {"vocabulary": 1024, "hidden": 64, "layers": 2, "heads": 2, "expert_width": 32, "context": 64}
 MODELS = {
-    "lab": ModelSettings(router=RouterSettings(experts=32, top_k=4)),
-    "lab-sigmoid": ModelSettings(
-        router=RouterSettings(
-            experts=32,
-            top_k=4,
-            transform="sigmoid",
-            edit="load_bias",
-            select="grouped_top_k",
-            weight="renormalise_scale",
-            combine="sum_and_shared",
-            groups=4,
-            kept_groups=2,
-            scale=2.5,
-        )
-    ),
+    "lab": ModelSettings(router=SOFTMAX),
+    "lab-sigmoid": ModelSettings(router=SIGMOID),
+    "toy": ModelSettings(router=replace(SOFTMAX, experts=8, top_k=2), **TOY),
+    "toy-sigmoid": ModelSettings(router=replace(SIGMOID, experts=8, top_k=2), **TOY),
 }
 
 
@@ -106,7 +109,7 @@ class Run:
         (loss + settings.balance * (0.01 if biased else 1.0) * balance + (0 if biased else settings.z) * z).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step(factor)
-        for block, decision in zip(self.model.blocks, decisions, strict=True):
+        for block, decision in zip(self.model.layers, decisions, strict=True):
             block.experts.router.update_load_bias(decision.counts, settings.bias_rate * factor)
         self.step += 1
         row = {"step": self.step, "loss": loss.item(), "balance": balance.item(), "norm": norm.item()}

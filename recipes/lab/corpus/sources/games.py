@@ -33,7 +33,7 @@ FOLDERS = {
     "ko": "ko",
     "ar": "ar",
 }
-CAMPAIGNS = "data did dm dw ei httt l low nr sof sota sotbe thot trow tsg ttb utbs".split()
+CAMPAIGNS = "data did dm dw ei httt l low nr sof sota sotbe thot trow tsg ttb utbs"
 STATEMENT = re.compile(
     r'^[ \t]*#textdomain[ \t]+(?P<textdomain>\S+)|(?:(?P<key>[a-z_]+)[ \t]*=[ \t]*)?_[ \t]*"(?P<text>(?:[^"]|"")*)"',
     re.M,
@@ -44,7 +44,7 @@ def wesnoth(packages: Packages, collector: Collector) -> None:
     """Add Battle for Wesnoth: what its people say, then what is told of them, in the order of the scenario files."""
     messages: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # text domain and language: English: text
     scenarios = []
-    for campaign in CAMPAIGNS:
+    for campaign in CAMPAIGNS.split():
         package = packages.debian(f"wesnoth-1.16-{campaign}")
         for member, content in deb_members(package, lambda name: name.endswith((".mo", ".cfg"))).items():
             lang = _language(member)

@@ -86,8 +86,8 @@ def interface(packages: Packages, collector: Collector) -> None:
                 messages[program, message.english][lang] = message.text
     sources["en"] = sources["de"]
     programs: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for (program, message), texts in sorted(messages.items()):
-        english = _plain(message)
+    for (program, key), texts in sorted(messages.items()):
+        english = _plain(key)
         if len(english) >= 30 and english.count(" ") >= 4 and "<" not in english and "{" not in english:
             programs[program].append({"en": english} | {lang: _plain(text) for lang, text in texts.items()})
     for program, units in sorted(programs.items()):

@@ -21,8 +21,8 @@ PYTHON_CAP, C_CAP, MANUAL_CAP = 9_000_000, 7_000_000, 5_000_000  # bytes
 PYTHON_START = re.compile(r"(class |def |async def |@|if __name__)")
 NO_PYTHON = re.compile(r"/(encodings/(?!__init__)|lib2to3/tests|pydoc_data/|idlelib/|_sysconfigdata)")  # tables, tests
 C_START = re.compile(r"^(?:[A-Za-z_].*|/\*.*|#if.*)$")
-C_FOLDERS = """stdlib stdio-common string posix malloc libio time io misc math inet resolv nss elf locale iconv nptl wcsmbs
-argp sunrpc nscd intl dirent socket signal login""".split()
+C_FOLDERS = """stdlib stdio-common string posix malloc libio time io misc math inet resolv nss elf locale iconv nptl
+wcsmbs argp sunrpc nscd intl dirent socket signal login"""
 NO_MANUAL = ("whatsnew/2", "whatsnew/changelog", "license", "c-api/stable")
 MARKUP = (
     # directives that are no prose with what they contain, the heads of the others, fields
@@ -79,7 +79,7 @@ def c_code(packages: Packages, collector: Collector) -> None:
 
     def wanted(name: str) -> bool:
         parts = name.split("/")
-        return len(parts) == 3 and parts[1] in C_FOLDERS and name.endswith(".c")
+        return len(parts) == 3 and parts[1] in C_FOLDERS.split() and name.endswith(".c")
 
     files = tar_members(first_member(inner, package, "tar archive of the sources"), wanted, size=200_000)
     named = {member.partition("/")[2]: content for member, content in files.items()}

@@ -26,7 +26,7 @@ TRANSLATIONS = {"en": "4", "de": "e", "fr": "l", "es": "v", "it": "d", "ru": "r"
 CHOSEN = (1, 2, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 20, 21, 27, 32, 40, 41, 42, 43, 44, 45, 58, 59)  # stories, wisdom
 BOOKS = """Ge Exo Lev Num Deu Josh Jdgs Ruth 1Sm 2Sm 1Ki 2Ki 1Chr 2Chr Ezra Neh Est Job Psa Prv Eccl SSol Isa Jer Lam
 Eze Dan Hos Joel Amos Obad Jonah Mic Nahum Hab Zep Hag Zec Mal Mat Mark Luke John Acts Rom 1Cor 2Cor Gal Eph Phi Col 1Th
-2Th 1Tim 2Tim Titus Phmn Heb Jas 1Pet 2Pet 1Jn 2Jn 3Jn Jude Rev""".split()
+2Th 1Tim 2Tim Titus Phmn Heb Jas 1Pet 2Pet 1Jn 2Jn 3Jn Jude Rev"""
 DECLARATIONS = {
     "eng": "en",
     "deu_1996": "de",
@@ -110,7 +110,7 @@ def _verses(database: bytes) -> dict[Verse, dict[str, str]]:
 
 
 def _japanese(lines: str) -> dict[Verse, str]:
-    numbers = {name: place for place, name in enumerate(BOOKS, 1)}
+    numbers = {name: place for place, name in enumerate(BOOKS.split(), 1)}
     verses = {}
     for line in lines.splitlines():
         found = re.match(r"(\w+) (\d+):(\d+) \S+ \d+:\d+ (.*)", line)
