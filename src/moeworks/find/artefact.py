@@ -37,7 +37,8 @@ COLUMNS = pa.schema(
     ]
 )
 NEURON_COLUMNS = COLUMNS.insert(2, pa.field("neuron", pa.int32()))  # where a row is one neuron of an expert
-_LATER = ("unit", "quantity")  # fields that came after the first version: hashed only where they say something
+# Fields that came after the first version: hashed only where they say something.
+_LATER = ("unit", "quantity", "tail", "match", "downweight", "label", "target", "facts", "notes")
 
 
 class ScoresHeader(Header):
@@ -53,8 +54,9 @@ class ScoresHeader(Header):
     documents: tuple[int, int] = Field(description="documents with tokens: contrast, against")
     pairs: int = Field(description="documents that have tokens on both sides")
     tokens: tuple[int, int] = Field(description="tokens compared: contrast, against")
-    null: Literal["labels", "flips", "labels and flips", "none"] = Field(
-        description="documents' labels permuted, pairs' sides flipped, or both; none: the method ranks without a test"
+    null: Literal["labels", "flips", "labels and flips", "values", "rotations", "none"] = Field(
+        description="documents' labels permuted, pairs' sides flipped, or both; values: documents' values of a label "
+        "permuted; rotations: markers moved round their documents; none: the method ranks without a test"
     )
     within: str | None = Field(None, description="label within whose values documents were permuted")
     permutations: int = Field(description="permutations for every expert")
@@ -67,6 +69,13 @@ class ScoresHeader(Header):
     top: int = Field(description="stability is the share of samples in which an expert is among so many")
     unit: Literal["expert", "neuron"] = Field("expert", description="what a row is")
     quantity: str = Field("", description="what the two rates are means of; empty: shares of tokens an expert ran for")
+    tail: Literal["both", "upper"] = Field("both", description="whether p is of absolute scores or of large ones only")
+    match: Literal["token"] | None = Field(None, description="what both sides were weighted to have alike")
+    downweight: Literal["committee"] | None = Field(None, description="which experts' scores were reduced")
+    label: str | None = Field(None, description="label whose values were compared, where these are not two sides")
+    target: str | None = Field(None, description="value of the label that was asked for")
+    facts: dict[str, Any] = Field(default_factory=dict, description="what the method tells beside the scores")
+    notes: tuple[str, ...] = Field((), description="the same in sentences")
     hash: str = Field("", description="of the table and of this header")
 
 
@@ -177,7 +186,8 @@ class Scores:
 
 def hash_scores(table: pa.Table, header: ScoresHeader) -> str:
     """Return the hash of a table and of its header without the hash."""
-    silent = {name for name in _LATER if getattr(header, name) == ScoresHeader.model_fields[name].default}
+    fields = ScoresHeader.model_fields
+    silent = {n for n in _LATER if getattr(header, n) == fields[n].get_default(call_default_factory=True)}
     content = header.model_copy(update={"hash": ""}).model_dump_json(exclude=silent)
     digest = hashlib.blake2b(content.encode(), digest_size=16)
     for name in table.column_names:

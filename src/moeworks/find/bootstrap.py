@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.find.null import Progress, Statistic, weigh
+from moeworks.find.null import Progress, Statistic, strength, weigh
+from moeworks.find.scores.base import Tail
 from moeworks.find.sides import AGAINST, CONTRAST, Entries
 
 __all__ = ["bootstrap_scores", "intervals", "stability"]
@@ -68,13 +69,15 @@ def intervals(scores: Array, *, level: float = 0.95) -> tuple[Array, Array]:
     return low, high
 
 
-def stability(scores: Array, *, top: int) -> Array:
-    """Return in which share of the samples an expert is among the `top` largest absolute scores, (experts,).
+def stability(scores: Array, *, top: int, tail: Tail = "both") -> Array:
+    """Return in which share of the samples an expert is among the `top` largest scores, (experts,).
+
+    Largest are absolute scores or, where only one `tail` is tested, the scores themselves; scores of 0 never count.
 
     Source: stability-based expert selection of SAFEx (arXiv 2506.17368). Experts that tie for the last place
     all count as in.
     """
-    size = np.abs(scores)
+    size = strength(scores, tail)
     top = min(top, size.shape[1])
     last = np.partition(size, -top, axis=1)[:, -top, None]  # (samples, 1)
     return np.asarray(((size >= last) & (size > 0)).mean(0))

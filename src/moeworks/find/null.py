@@ -19,10 +19,21 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control
 
 from moeworks.errors import BadData
-from moeworks.find.scores import Side
+from moeworks.find.scores.base import Side, Tail
 from moeworks.find.sides import CONTRAST, Entries
 
-__all__ = ["Null", "NullKind", "PValues", "p_values", "q_values", "smallest_p", "split", "weigh"]
+__all__ = [
+    "Null",
+    "NullKind",
+    "PValues",
+    "monte_carlo",
+    "p_values",
+    "q_values",
+    "smallest_p",
+    "split",
+    "strength",
+    "weigh",
+]
 
 Array = NDArray[Any]
 NullKind = Literal["labels", "flips", "labels and flips"]
@@ -131,9 +142,10 @@ class PValues:
     exhaustive: bool
 
 
-def smallest_p(null: Null, permutations: int, most: int) -> float:
+def smallest_p(null: Null, permutations: int, most: int, *, tail: Tail = "both") -> float:
     """Return the smallest p that can come out: with few documents there are few arrangements, whatever is drawn."""
-    floor = float(Fraction(2 if null.mirrored else 1, null.arrangements))  # the count itself may overflow a float
+    alike = 2 if null.mirrored and tail == "both" else 1
+    floor = float(Fraction(alike, null.arrangements))  # the count itself may overflow a float
     return floor if null.arrangements <= permutations else max(floor, 1 / (most + 1))
 
 
@@ -146,15 +158,12 @@ def p_values(
     permutations: int,
     most: int,
     seed: int,
+    tail: Tail = "both",
     progress: Progress | None = None,
 ) -> PValues:
     """Return how often an arrangement at random scores as far from 0 as the observed one, per expert.
 
-    Few arrangements are all gone through, and p is their exact share. Otherwise p = (1 + exceedances) /
-    (1 + permutations) after `permutations` draws; experts with fewer than 10 exceedances are drawn on, up to
-    `most`, so that false-discovery control over a whole model can resolve them (sequential Monte Carlo p-values,
-    Besag and Clifford 1991: an expert that stops early has a p no smaller than 11 / (1 + draws), so that
-    each p stays valid at every level).
+    Few arrangements are all gone through, and p is their exact share; otherwise see `monte_carlo`.
 
     Args:
         null: the arrangements.
@@ -164,22 +173,58 @@ def p_values(
         permutations: draws that every expert gets.
         most: draws at most.
         seed: of the draws; the same seed draws the same permutations, whatever the experts.
+        tail: `upper` asks how often a score is as large, in place of as far from 0.
         progress: called with what is done, how much, and of how much.
     """
-    observed = np.abs(statistic(*split(null.observed(), values, sizes))[0])  # (experts,)
-    bar = observed - 1e-10 * max(float(observed.max(initial=0.0)), 1e-10)  # equal scores may differ by rounding
+
+    def evaluate(drawn: Array, active: Array | None) -> Array:
+        return statistic(*split(drawn, values if active is None else values[:, active], sizes))
+
+    observed = strength(evaluate(null.observed(), None)[0], tail)  # (experts,)
     if null.arrangements <= permutations:
-        scores = statistic(*split(null.every(), values, sizes))
-        return PValues((~(np.abs(scores) < bar)).mean(0), null.arrangements, True)
+        scores = strength(evaluate(null.every(), None), tail)
+        return PValues((~(scores < _bar(observed))).mean(0), null.arrangements, True)
+    return monte_carlo(
+        null.draw, evaluate, observed, width=len(null.entries), permutations=permutations, most=most, seed=seed,
+        tail=tail, progress=progress,
+    )  # fmt: skip
+
+
+def monte_carlo(
+    draw: Callable[[np.random.Generator, int], Array],
+    evaluate: Callable[[Array, Array | None], Array],
+    observed: Array,
+    *,
+    width: int,
+    permutations: int,
+    most: int,
+    seed: int,
+    tail: Tail = "both",
+    progress: Progress | None = None,
+) -> PValues:
+    """Return p-values of drawn arrangements: p = (1 + exceedances) / (1 + permutations) after `permutations` draws.
+
+    Experts with fewer than 10 exceedances are drawn on, up to `most`, so that false-discovery control over a whole
+    model can resolve them (sequential Monte Carlo p-values, Besag and Clifford 1991: an expert that stops early has a
+    p no smaller than 11 / (1 + draws), so that each p stays valid at every level).
+
+    Args:
+        draw: from a generator and a count to so many arrangements, (count, width).
+        evaluate: from arrangements and the experts that still matter (None: all) to their scores, (count, experts).
+        observed: (experts,) strength of the observed scores.
+        width: numbers in an arrangement; with it, blocks of them stay small.
+        permutations, most, seed, tail, progress: as in `p_values`.
+    """
+    bar = _bar(observed)
     rng = np.random.default_rng([seed, 1])
     exceeded = np.zeros(len(bar), np.int64)
     drawn = np.zeros(len(bar), np.int64)
     active, done, goal = np.arange(len(bar)), 0, permutations
     while True:
-        chosen = values if len(active) == len(bar) else values[:, active]
-        for count in _blocks(goal - done, len(null.entries)):
-            scores = statistic(*split(null.draw(rng, count), chosen, sizes))
-            exceeded[active] += (~(np.abs(scores) < bar[active])).sum(0)  # a score of NaN counts as far
+        every = len(active) == len(bar)
+        for count in _blocks(goal - done, width):
+            scores = strength(evaluate(draw(rng, count), None if every else active), tail)
+            exceeded[active] += (~(scores < bar[active])).sum(0)  # a score of NaN counts as far
             done += count
             if progress is not None:
                 progress("permutations", done, goal)
@@ -188,6 +233,17 @@ def p_values(
         if done >= most or not len(active):
             return PValues((exceeded + 1) / (drawn + 1), done, False)
         goal = min(4 * done, most)
+
+
+def strength(scores: Array, tail: Tail) -> Array:
+    """Return what is tested of a score: its distance from 0, or itself."""
+    return np.abs(scores) if tail == "both" else np.asarray(scores)
+
+
+def _bar(observed: Array) -> Array:
+    """Return what a score must reach to be as far as the observed one: equal scores may differ by rounding."""
+    largest = float(np.abs(observed).max(initial=0.0))
+    return np.asarray(observed - 1e-10 * max(largest, 1e-10))
 
 
 def q_values(p: Array) -> Array:

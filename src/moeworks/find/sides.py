@@ -15,7 +15,7 @@ from moeworks.where import Requests, Rows, Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["AGAINST", "CONTRAST", "Entries", "Sides", "enter"]
+__all__ = ["AGAINST", "CONTRAST", "Entries", "Sides", "enter", "strata"]
 
 Array = NDArray[Any]
 CONTRAST, AGAINST = 0, 1
@@ -27,11 +27,13 @@ class Sides:
     """Two clauses that are compared, within a third that holds for both."""
 
     contrast: Where
-    against: Where
+    against: Where | None  # None: only one side is scored, and there is nothing to compare it with
     where: Where
 
     def __post_init__(self) -> None:
         for flag, clause in (("contrast", self.contrast), ("against", self.against)):
+            if clause is None:
+                continue
             if clause.layer is not None or (clause.exclude is not None and clause.exclude.layer is not None):
                 raise BadData(f"the clause {flag} names layers; layers are chosen for both sides: put them into where.")
 
@@ -43,6 +45,8 @@ class Sides:
         """
         common = self.where.mask(rows, requests)
         contrast = self.contrast.mask(rows, requests) & common
+        if self.against is None:
+            return np.where(contrast, np.int8(CONTRAST), np.int8(-1))
         against = self.against.mask(rows, requests) & common
         if (contrast & against).any():
             raise BadData(
@@ -50,6 +54,14 @@ class Sides:
                 f"'{self.against}'; a token can be on one only: narrow a clause, with !name=value for instance."
             )
         return np.where(contrast, np.int8(CONTRAST), np.where(against, np.int8(AGAINST), np.int8(-1)))
+
+    def rows(
+        self, trace: Trace, entries: Entries, factors: Array | None = None
+    ) -> Iterator[tuple[Any, Array, Array | None]]:
+        """Yield each part with its rows' entries, (n,) or -1, and factors, (n,) or None; see `sum_reads`."""
+        for part, request, side in self.parts(trace):
+            entry = np.where(side >= 0, entries.of_request[side, request], -1)  # side -1 reads a row that is not used
+            yield part, entry, None if factors is None else _factor(factors, part.rows().token, side)
 
     def parts(self, trace: Trace) -> Iterator[tuple[Any, Array, Array]]:
         """Yield each part of a trace with its rows' requests, (n,), and sides, (n,)."""
@@ -65,7 +77,7 @@ class Entries:
 
     side: Array  # (n,) CONTRAST or AGAINST
     document: Array  # (n,) index of the document
-    tokens: Array  # (n,) int64, selected tokens
+    tokens: Array  # (n,) selected tokens: int64, or float64 sums of their factors
     partner: Array  # (n,) index of the entry of the same document on the other side, or -1
     stratum: Array  # (n,) index of the group within which documents may be exchanged
     of_request: Array  # (2, m) index of the entry of each request's document on each side, or -1
@@ -85,24 +97,28 @@ class Entries:
         return int((self.partner >= 0).sum()) // 2
 
 
-def enter(trace: Trace, sides: Sides, *, within: str | None = None) -> Entries:
+def enter(trace: Trace, sides: Sides, *, within: str | None = None, factors: Array | None = None) -> Entries:
     """Go through a trace's rows once and return which documents have tokens on which side.
 
     Args:
         trace: the trace.
         sides: the two clauses.
         within: a label; documents are exchangeable only with documents of the same value.
+        factors: (2, tokens of the vocabulary) by which a token counts on each side; None for 1.
 
     Raises:
         BadData: a side has no token, or a document has several values of `within`.
     """
     requests = trace.request_table()
-    per_request = np.zeros((2, len(requests)), np.int64)
-    for _, request, side in sides.parts(trace):
+    per_request = np.zeros((2, len(requests)), np.int64 if factors is None else np.float64)
+    for part, request, side in sides.parts(trace):
+        factor = None if factors is None else _factor(factors, part.rows().token, side)
         for which in (CONTRAST, AGAINST):
-            per_request[which] += np.bincount(request[side == which], minlength=len(requests))
+            mine = side == which
+            weights = None if factor is None else factor[mine]
+            per_request[which] += np.bincount(request[mine], weights=weights, minlength=len(requests))
     for which, clause in ((CONTRAST, sides.contrast), (AGAINST, sides.against)):
-        if not per_request[which].any():
+        if clause is not None and not per_request[which].any():
             raise BadData(_empty(_FLAGS[which], clause, sides.where, requests))
     _, document = np.unique(np.asarray(trace.documents()), return_inverse=True)  # (m,)
     count = int(document.max()) + 1
@@ -112,18 +128,23 @@ def enter(trace: Trace, sides: Sides, *, within: str | None = None) -> Entries:
     index[side, present] = np.arange(len(side))
     stratum = np.zeros(count, np.int64)
     if within is not None:
-        stratum = _strata(within, requests, document, per_request.sum(0) > 0, count)
+        stratum = strata(within, requests, document, per_request.sum(0) > 0, count)
     return Entries(
         side=side,
         document=present,
-        tokens=tokens[side, present].astype(np.int64),
+        tokens=tokens[side, present].astype(per_request.dtype),
         partner=index[1 - side, present],
         stratum=stratum[present],
         of_request=index[:, document],
     )
 
 
-def _strata(label: str, requests: Requests, document: Array, selected: Array, count: int) -> Array:
+def _factor(factors: Array, token: Array, side: Array) -> Array:
+    """Return by how much each row counts, (n,); rows on neither side count 0."""
+    return np.asarray(np.where(side >= 0, factors[side, token], 0.0))
+
+
+def strata(label: str, requests: Requests, document: Array, selected: Array, count: int) -> Array:
     """Return each document's value of a label, (documents,) as an index; -1 where nothing of it is selected."""
     if label not in requests.labels:
         known = ", ".join(sorted(requests.labels)) or "none"

@@ -18,6 +18,8 @@ _NULLS = {
     "labels": "documents change sides at random",
     "flips": "the two sides of each document are swapped at random",
     "labels and flips": "documents change sides at random, and pairs swap their two sides",
+    "values": "documents' values of the label change at random",
+    "rotations": "the markers of each document move round it together, by a random distance",
     "none": "none: a ranking without a test",
 }
 
@@ -28,13 +30,13 @@ def summary(scores: Scores, n: int) -> str:
     lines = [
         f"{header.method} ({header.aggregate}) of {experts} {noun}, layers {_numbers(scores.layers)}",
         f"  contrast {header.contrast or 'everything'}: {_side(header, 0)}",
-        f"  against  {header.against or 'everything'}: {_side(header, 1)}",
+        f"  against  {header.against or ('everything' if header.tokens[1] else 'nothing')}: {_side(header, 1)}",
         *([f"  within   {header.where}"] if header.where else []),
         f"  null     {_null(header)}",
     ]
     if header.null == "none":
         lines.append(f"No test was made, so none of them passes. The strongest of {experts} {noun}:")
-        return "\n".join(lines + _rows(scores, n, passing=False))
+        return "\n".join([*lines, *_rows(scores, n, passing=False), *header.notes])
     passing = int(scores.column("passes").sum())
     smallest = float(scores.column("q").min())
     if passing:
@@ -46,7 +48,7 @@ def summary(scores: Scores, n: int) -> str:
         lines += _rows(scores, n)
     else:
         lines.append(f"No {scores.unit} passes. The smallest q is {smallest:.3g}; {header.alpha:g} would pass.")
-    return "\n".join(lines + _limits(header, experts))
+    return "\n".join([*lines, *_limits(header, experts), *header.notes])
 
 
 def _numbers(layers: list[int]) -> str:

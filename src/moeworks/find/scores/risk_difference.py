@@ -6,12 +6,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from moeworks.find.scores.base import SCORES, Side
+from moeworks.find.scores.base import SCORES, Side, reads
 
 __all__ = ["risk_difference"]
 
 
 @SCORES.register("risk_difference")
+@reads("runs")
 def risk_difference(contrast: Side, against: Side) -> NDArray[Any]:
     """Return the difference of the two rates, (b, experts), from -1 to 1.
 
