@@ -1,0 +1,26 @@
+"""Methods that train a few parameters of a frozen model; torch is loaded when one is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moeworks.train.affinity import Affinity, affinity_of_trace
+    from moeworks.train.report import UnlearnReport
+    from moeworks.train.unlearn import unlearn
+
+_HOMES = {
+    "Affinity": "affinity",
+    "UnlearnReport": "report",
+    "affinity_of_trace": "affinity",
+    "unlearn": "unlearn",
+}
+
+__all__ = ["Affinity", "UnlearnReport", "affinity_of_trace", "unlearn"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moeworks.train' has no attribute '{name}'")
+    return getattr(import_module(f"moeworks.train.{_HOMES[name]}"), name)
