@@ -1,0 +1,6 @@
+"""Scores from inside the experts, one short file a method; they run a model, and torch is loaded only then."""
+
+from moeworks.find.inside.activity import activity
+from moeworks.find.inside.base import MODEL_SCORES, ModelScore
+
+__all__ = ["MODEL_SCORES", "ModelScore", "activity"]
