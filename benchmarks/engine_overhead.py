@@ -28,7 +28,8 @@ from moeworks.artefact import Header
 from moeworks.engines.transformers import TransformersEngine
 from moeworks.engines.transformers.assemble import rows_of_generation, rows_of_text
 from moeworks.engines.transformers.layout import Batch, GenerationBatch
-from moeworks.engines.transformers.recording import _info, _lean
+from moeworks.engines.transformers.lean import lean
+from moeworks.engines.transformers.recording import _info
 from moeworks.examples import Example
 from moeworks.plan import Demote, Plan
 from moeworks.probes import neutral_texts
@@ -60,12 +61,12 @@ def prefill_arms(engine: TransformersEngine, writer: TraceWriter) -> dict[str, C
     texts = [example.text for example in neutral_texts("held_out")]
     prepared = list(engine.reader.read(iter([Example(text=" ".join(texts[i::8])) for i in range(8)])))
     batch, inputs = Batch(prepared), Batch(prepared).tensors(engine.pad_token, "cpu")
-    lean = _lean(engine.model)
+    spared = lean(engine.model)
     counter = iter(range(10**9))
 
     def forward(**more: Any) -> None:
         with torch.inference_mode():
-            engine.model(**inputs, **lean, **more)
+            engine.model(**inputs, **spared, **more)
 
     def record(logits: bool) -> None:
         fresh = prepared if logits else [dataclasses.replace(request, number=next(counter)) for request in prepared]
@@ -93,7 +94,7 @@ def prefill_arms(engine: TransformersEngine, writer: TraceWriter) -> dict[str, C
         "peer: output_router_logits=True": lambda: forward(output_router_logits=True),
     }
     try:
-        arms["peer: nnsight trace of the routers"] = nnsight_arm(engine, inputs, lean)
+        arms["peer: nnsight trace of the routers"] = nnsight_arm(engine, inputs, spared)
     except ImportError:
         print("nnsight is not installed; its column is left out", flush=True)
     assert batch.width == engine.context

@@ -7,17 +7,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moeworks.artefact import EngineIdentity, ModelIdentity
 from moeworks.engines.base import Answer, Generation, ModelSize, TokenScores
-from moeworks.engines.transformers import likelihood, text
+from moeworks.engines.gating import ungated
+from moeworks.engines.transformers import gating, likelihood, text
 from moeworks.engines.transformers.loading import identify, load_pretrained
 from moeworks.engines.transformers.recording import record
 from moeworks.engines.transformers.replay import Replayer
 from moeworks.engines.transformers.tap import Tap
 from moeworks.engines.transformers.tokens import Long, Reader
-from moeworks.errors import BadData, BadPlan, MoeworksError
+from moeworks.errors import BadData, BadPlan, MoeworksError, Unsupported
 from moeworks.examples import Example
 from moeworks.families import Router, discover
 from moeworks.plan.compiled import CompiledEdit, compile_plan
@@ -64,8 +67,9 @@ class TransformersEngine:
         self.context = min((limit for limit in limits if limit), default=2**31)
         self._tokenizer = tokenizer
         self._add_bos = bool((settings or {}).get("add_bos", False))
-        self._steering: list[Tap] = []
+        self._steering: list[Tap | gating.Refusal] = []
         self._plan: Plan | None = None
+        self._inner: Plan | None = None  # the plan that is applied, without its gate
         self.plain: likelihood.Remembered | None = None
 
     @classmethod
@@ -117,9 +121,33 @@ class TransformersEngine:
 
         Raises:
             BadPlan: the plan does not fit this model, or another one is applied already.
+            Unsupported: the plan has a gate and `model` is called directly, where nothing decides request by request.
         """
-        with self.session(plan, record=False):
+        gated = plan is not None and plan.gate is not None
+        with gating.closed(self, plan) if gated and plan is not None else self.session(plan, record=False):
             yield
+
+    def applies(self, plan: Plan, prompts: Sequence[str | Example]) -> NDArray[np.bool_]:
+        """Return to which prompts a plan applies, (prompts,): where its gate opens, or all of them."""
+        examples = [Example(text=prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        if plan.gate is None:
+            return np.ones(len(examples), bool)
+        check(plan, self.identity)
+        return gating.opened(self, plan.gate, list(self.reader.read(iter(examples))))
+
+    def without_gate(self, plan: Plan) -> Plan:
+        """Return what a plan does to the requests that its gate opens for."""
+        return self._inner if plan is self._plan and self._inner is not None else ungated(plan)
+
+    def enter_gated(self, plan: Plan, inner: Plan, refusal: gating.Refusal) -> None:
+        """Let a plan with a gate hold from now on; see `gating.closed`."""
+        self._plan, self._inner = plan, inner
+        self._steering.append(refusal)
+
+    def leave_gated(self) -> None:
+        """Undo `enter_gated`."""
+        self._plan = self._inner = None
+        self._steering.pop()
 
     @contextmanager
     def session(self, plan: Plan | None, *, record: bool, logits: bool = False, plain: bool = False) -> Iterator[Tap]:
@@ -128,9 +156,13 @@ class TransformersEngine:
         Inside `steered(plan)`, a session without a plan of its own runs under that plan, unless it is to be `plain`.
         """
         outer = self._plan
-        if plan is not None and outer is not None and plan is not outer:
+        if plan is not None and outer is not None and plan is not outer and plan is not self._inner:
             raise BadPlan("a plan is applied already; leave its `with` block first, or compose the two plans.")
         plan = None if plain else plan or outer
+        if plan is not None and plan.gate is not None:
+            raise Unsupported(
+                "a plan with a gate decides request by request, which this call does not; take the gate out."
+            )
         edits, replayers = self._prepare(plan)
         with ExitStack() as stack:
             if self._steering:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moeworks.engines.base import Answer, TokenScores
+from moeworks.engines.transformers.gating import opened as gate_opens
+from moeworks.engines.transformers.gating import sessions
 from moeworks.engines.transformers.layout import Batch
 from moeworks.engines.transformers.tokens import Prepared
 from moeworks.errors import BadData
 from moeworks.examples import Example
+from moeworks.plan.guards import check
 
 if TYPE_CHECKING:
     from moeworks.engines.transformers.engine import TransformersEngine
@@ -38,19 +42,25 @@ def answers(
     starts = [_answer_start(engine, prompt, request) for (prompt, _), request in zip(pairs, requests, strict=True)]
     order = sorted(range(len(requests)), key=lambda place: len(requests[place].tokens))
     results: dict[int, Answer] = {}
-    with engine.session(plan, record=False) as tap, torch.inference_mode():
+    with sessions(engine, plan, requests, record=False) as passes, torch.inference_mode():
         for begin in range(0, len(order), batch_size):
             places = order[begin : begin + batch_size]
-            logits = _run(engine, tap, [requests[place] for place in places])  # (batch, width, vocabulary)
-            for row, place in enumerate(places):
-                tokens = torch.tensor(requests[place].tokens, device=logits.device)
-                start, stop = starts[place], len(tokens)
-                own = logits[row, start - 1 : stop - 1].float()  # (answer, vocabulary)
-                chosen = own.log_softmax(-1).gather(-1, tokens[start:, None])
-                greedy = bool((own.argmax(-1) == tokens[start:]).all())
-                exact = greedy and _ends(engine, int(logits[row, stop - 1].argmax()))
-                results[place] = Answer(float(chosen.sum()), stop - start, exact)
+            for tap, rows in passes(places):
+                logits = _run(engine, tap, [requests[place] for place in places])  # (batch, width, vocabulary)
+                for row in rows:
+                    place = places[row]
+                    results[place] = _answer(engine, requests[place], starts[place], logits[row])
     return [results[place] for place in range(len(requests))]
+
+
+def _answer(engine: TransformersEngine, request: Prepared, start: int, logits: Tensor) -> Answer:
+    tokens = torch.tensor(request.tokens, device=logits.device)
+    stop = len(tokens)
+    own = logits[start - 1 : stop - 1].float()  # (answer, vocabulary)
+    chosen = own.log_softmax(-1).gather(-1, tokens[start:, None])
+    greedy = bool((own.argmax(-1) == tokens[start:]).all())
+    exact = greedy and _ends(engine, int(logits[stop - 1].argmax()))
+    return Answer(float(chosen.sum()), stop - start, exact)
 
 
 def token_scores(
@@ -64,18 +74,24 @@ def token_scores(
         raise BadData(f"text {short.number + 1} has a single token; a score needs at least one token before it.")
     order = sorted(range(len(requests)), key=lambda place: len(requests[place].tokens))
     results: dict[int, TokenScores] = {}
+    opened = np.full(len(requests), plan is not None)  # the whole text is its prompt
+    if plan is not None and plan.gate is not None:
+        check(plan, engine.identity)
+        opened, plan = gate_opens(engine, plan.gate, requests), engine.without_gate(plan)
     for begin in range(0, len(order), batch_size):
         places = order[begin : begin + batch_size]
         batch = [requests[place] for place in places]
         with torch.inference_mode():
-            plain = _plain(engine, batch) if divergence else None
-            if plan is None:
-                logits = plain if plain is not None else _plain(engine, batch)
-            else:
+            plain = _plain(engine, batch) if divergence or not opened[places].all() else None
+            steered = plain
+            if opened[places].any():
                 with engine.session(plan, record=False) as tap:
-                    logits = _run(engine, tap, batch)
+                    steered = _run(engine, tap, batch)
             for row, place in enumerate(places):
-                results[place] = _scores(requests[place], logits[row], None if plain is None else plain[row])
+                logits = steered if opened[place] else plain
+                assert logits is not None  # one of the two was run for this row
+                before = plain[row] if divergence and plain is not None else None
+                results[place] = _scores(requests[place], logits[row], before)
     return iter([results[place] for place in range(len(requests))])
 
 
@@ -85,6 +101,7 @@ class Remembered:
     def __init__(self) -> None:
         self._logits: dict[tuple[tuple[int, ...], ...], Tensor] = {}
         self._bytes = 0
+        self.opened: dict[tuple[str, tuple[int, ...]], bool] = {}  # (gate, tokens of the prompt) → whether it opens
 
     def get(self, prepared: Sequence[Prepared]) -> Tensor | None:
         """Return what is kept for this batch, if anything."""

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from moeworks.engines.base import Generation
+from moeworks.engines.transformers.gating import sessions
 from moeworks.engines.transformers.layout import Batch, GenerationBatch
 from moeworks.engines.transformers.tokens import Prepared
 from moeworks.errors import BadData, Unsupported
@@ -49,14 +50,16 @@ def generate(
     requests = list(engine.reader.read(iter(examples), room=max_new_tokens, keep_end=True))
     order = sorted(range(len(requests)), key=lambda index: len(requests[index].tokens))
     results: dict[int, Generation] = {}
-    with engine.session(plan, record=False) as tap:
+    with sessions(engine, plan, requests, record=False) as passes:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             batch = [requests[place] for place in places]
-            run = run_generation(engine, tap, batch, max_new_tokens, seed + start, options)
-            for place, tokens in zip(places, run.generated, strict=True):
-                shown = engine.tokenizer.decode(tokens, skip_special_tokens=True)
-                results[place] = Generation(requests[place].content, shown, tuple(tokens))
+            for tap, rows in passes(places):
+                run = run_generation(engine, tap, batch, max_new_tokens, seed + start, options)
+                for row in rows:
+                    tokens, place = run.generated[row], places[row]
+                    shown = engine.tokenizer.decode(tokens, skip_special_tokens=True)
+                    results[place] = Generation(requests[place].content, shown, tuple(tokens))
     return [results[place] for place in range(len(requests))]
 
 
