@@ -65,6 +65,8 @@ _HOMES = {
     "study": "study",
 }
 
+_ROOMS = {"train"}  # packages of several verbs: `moeworks.train.unlearn`
+
 __all__ = [
     "Address",
     "Contract",
@@ -101,6 +103,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"moeworks.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'moeworks' has no attribute '{name}'")
     return getattr(import_module(f"moeworks.{_HOMES[name]}"), name)

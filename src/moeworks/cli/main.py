@@ -11,7 +11,22 @@ from typing import Annotated
 import typer
 
 from moeworks import __version__
-from moeworks.cli import doctor, evaluate, find, generate, inspect, plan, probes, record, schema, steer, study, trace
+from moeworks.cli import (
+    decode,
+    doctor,
+    evaluate,
+    find,
+    generate,
+    inspect,
+    plan,
+    probes,
+    record,
+    schema,
+    steer,
+    study,
+    trace,
+    train,
+)
 from moeworks.errors import MoeworksError
 
 __all__ = ["app", "main"]
@@ -30,6 +45,7 @@ for panel, name, function in (
     (THE_LOOP, "inspect", inspect.command),
     (THE_LOOP, "record", record.command),
     (THE_LOOP, "find", find.command),
+    (THE_LOOP, "decode", decode.command),
     (THE_LOOP, "steer", steer.command),
     (THE_LOOP, "evaluate", evaluate.command),
     (THE_LOOP, "generate", generate.command),
@@ -38,7 +54,7 @@ for panel, name, function in (
     (FILES, "doctor", doctor.command),
 ):
     app.command(name, rich_help_panel=panel)(function)
-for group in (trace.app, plan.app, probes.app):
+for group in (trace.app, plan.app, probes.app, train.app):
     app.add_typer(group, rich_help_panel=FILES)
 
 
@@ -86,8 +102,8 @@ def _run(words: list[str]) -> int:
 
 
 def _interrupted(words: list[str]) -> int:
-    """Say how to go on; `record` and `study` keep what they have done so far."""
-    if words[:1] == ["record"]:
+    """Say how to go on; `record`, `train unlearn` and `study` keep what they have done so far."""
+    if words[:1] == ["record"] or words[:2] == ["train", "unlearn"]:
         again = words if "--resume" in words else [*words, "--resume"]
         _say(f"interrupted; resume with: {shlex.join(['moeworks', *again])}")
     elif words[:1] == ["study"]:

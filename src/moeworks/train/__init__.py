@@ -7,20 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moeworks.train.affinity import Affinity, affinity_of_trace
+    from moeworks.train.lens import ceft_settings, router_lens, top_experts
     from moeworks.train.report import UnlearnReport
-    from moeworks.train.unlearn import unlearn
+    from moeworks.train.unlearning import unlearn
 
 _HOMES = {
     "Affinity": "affinity",
     "UnlearnReport": "report",
     "affinity_of_trace": "affinity",
-    "unlearn": "unlearn",
+    "ceft_settings": "lens",
+    "router_lens": "lens",
+    "top_experts": "lens",
+    "unlearn": "unlearning",
 }
 
-__all__ = ["Affinity", "UnlearnReport", "affinity_of_trace", "unlearn"]
+__all__ = ["Affinity", "UnlearnReport", "affinity_of_trace", "ceft_settings", "router_lens", "top_experts", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'moeworks.train' has no attribute '{name}'")
     return getattr(import_module(f"moeworks.train.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

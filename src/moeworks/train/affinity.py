@@ -1,24 +1,24 @@
-"""Which expert the router turns to on some texts: mean router probability of every expert, its top and how sure that is."""
+"""Which expert the routers turn to on some texts: mean probability of every expert, the top one, how sure that is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.address import Address
-from moeworks.contract import Contract, score_logits
+from moeworks.contract import Contract
 from moeworks.errors import BadData, Unsupported
+from moeworks.find.amounts import probabilities
 from moeworks.trace import Trace
 from moeworks.where import Where
 
-__all__ = ["PAPER_TOKENS", "Affinity", "Target", "affinity_of_trace", "left_out", "router_probabilities"]
+__all__ = ["Affinity", "Target", "add_by_document", "affinity_of_trace", "left_out", "overlap", "with_weights"]
 
 Array = NDArray[Any]
-PAPER_TOKENS = 100_000  # forget tokens that SEUF measures the affinity on
 ROWS = 65_536  # rows scored at once
 
 
@@ -42,8 +42,9 @@ class Target(NamedTuple):
 class Affinity:
     """Mean router probability of every expert, by document: s[l, e] = mean_j mean_t g[l, e, t].
 
-    Source: SEUF, arXiv 2411.18797 (the paper's Z texts of L_j tokens each are our documents). g is the paper's softmax
-    over all experts; where a router scores by sigmoid, its sigmoid; where by sqrt(softplus), the share of the sum.
+    Source: SEUF, arXiv 2411.18797 (the paper's Z texts of L_j tokens each are our documents; it takes at least 100,000
+    forget tokens). g is the paper's softmax over all experts; other routers' scores are divided by their sum, as in the
+    score `affinity` of `moeworks.find`.
 
     Attributes:
         layers: global layer numbers.
@@ -98,18 +99,12 @@ class Affinity:
         return Address(self.layers[layer], expert)
 
 
-def router_probabilities(logits: Array, contract: Contract) -> Array:
-    """Return g, (n, E): what one router gives each expert before the top-k, in 0..1."""
-    if contract.score in ("softmax", "sparsemixer", "identity"):
-        return score_logits(logits, replace(contract, score="softmax", order="score_first"))
-    scores = score_logits(logits, contract)
-    return scores / scores.sum(-1, keepdims=True) if contract.score == "sqrt_softplus" else scores
-
-
 def left_out(contract: Contract | None, opaque: str) -> str:
     """Return why a layer's router cannot be anchored to one expert; empty where it can."""
     if contract is None:
         return f"its router has no proved contract ({opaque})"
+    if contract.score == "identity":
+        return "its router weights experts by the logits themselves, which are no probabilities"
     return "its experts are chosen by token id" if contract.hashed else ""
 
 
@@ -144,12 +139,10 @@ def affinity_of_trace(trace: Trace, *, where: Where = Where(), experts: Mapping[
         total = np.zeros((len(known), shape.experts))
         for start in range(0, len(rows), ROWS):
             part = slice(start, start + ROWS)
-            add_by_document(total, document[part], router_probabilities(logits[rows[part]], shape.contract))
+            add_by_document(total, document[part], probabilities(logits[rows[part]], shape.contract))
         sums[:, number, : shape.experts] = total
     counts = np.bincount(document, minlength=len(known))
-    return with_weights(
-        Affinity(tuple(s.layer for s in taken), sums / counts[:, None, None], len(rows)), experts or {}
-    )
+    return with_weights(Affinity(tuple(s.layer for s in taken), sums / counts[:, None, None], len(rows)), experts or {})
 
 
 def add_by_document(total: Array, document: Array, values: Array) -> None:
@@ -171,4 +164,4 @@ def with_weights(affinity: Affinity, experts: Mapping[int, int]) -> Affinity:
 def overlap(before: Sequence[Array] | Array, after: Sequence[Array] | Array) -> Array:
     """Return per token which share of the selection (n, k) before is still selected after, (n,)."""
     one, other = np.asarray(before), np.asarray(after)
-    return (one[:, :, None] == other[:, None, :]).any(-1).mean(-1)
+    return np.asarray((one[:, :, None] == other[:, None, :]).any(-1).mean(-1))

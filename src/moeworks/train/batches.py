@@ -1,4 +1,4 @@
-"""Texts for training: requests with the tokens that count, split by document, in an order that a seed and a step give."""
+"""Texts for training: which tokens count, which documents are held out, and the order that seed and step give."""
 
 from __future__ import annotations
 

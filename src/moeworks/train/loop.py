@@ -42,7 +42,9 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         if self.optimiser not in get_args(OptimiserName):
-            raise BadData(f"no optimiser is called '{self.optimiser}'; {did_you_mean(self.optimiser, ['adamw', 'sgd'])}")
+            raise BadData(
+                f"no optimiser is called '{self.optimiser}'; {did_you_mean(self.optimiser, ['adamw', 'sgd'])}"
+            )
         if self.steps < 1 or not self.learning_rate > 0 or not self.clip > 0:
             raise BadData("training needs at least one step, and a learning rate and a clip above 0.")
 

@@ -69,12 +69,12 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def next_token_loss(log_probabilities: Tensor, counted: Tensor) -> Tensor:
-    """Return the mean negative log-probability of the counted tokens, both (b, w - 1): the plain language-model loss."""
+    """Return the mean negative log-probability of the counted tokens, both (b, w - 1): the language-model loss."""
     return -log_probabilities[counted].mean()
 
 
 def gradient_ascent(log_probabilities: Tensor, counted: Tensor) -> Tensor:
-    """GA: the mean log-probability of the forget tokens, so that descending it raises their loss. It has no lower bound.
+    """GA: the mean log-probability of the forget tokens; descending it raises their loss, without a bound.
 
     L = mean_t log p(x_t | x_<t). Source: Jang et al. 2023 (arXiv 2210.01504), Yao et al. 2023 (arXiv 2310.10683)
     [recalled].
@@ -105,7 +105,8 @@ def npo(log_probabilities: Tensor, reference: Tensor, counted: Tensor, beta: flo
         beta: the paper's inverse temperature.
     """
     ratio = (log_probabilities * counted).sum(-1) - reference  # (b,)
-    return functional.softplus(beta * ratio).mean() * (2 / beta)
+    loss: Tensor = functional.softplus(beta * ratio).mean() * (2 / beta)
+    return loss
 
 
 def control_vector(width: int, *, seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -144,11 +145,9 @@ def anchor_loss(probabilities: Tensor, expert: int) -> Tensor:
 
 
 def router_probabilities(logits: Tensor, contract: Contract) -> Tensor:
-    """Return g, (n, E) float32, for logits (n, E): the twin of `affinity.router_probabilities` with a graph."""
+    """Return g, (n, E) float32, for logits (n, E): the twin of `find.amounts.probabilities` with a graph."""
     logits = logits.float()
-    if contract.score == "sigmoid":
-        return logits.sigmoid()
-    if contract.score == "sqrt_softplus":
-        scores = functional.softplus(logits).sqrt()
-        return scores / scores.sum(-1, keepdim=True)
-    return logits.softmax(-1)
+    if contract.score in ("softmax", "sparsemixer"):
+        return logits.softmax(-1)
+    scores = logits.sigmoid() if contract.score == "sigmoid" else functional.softplus(logits).sqrt()
+    return scores / scores.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""One step of SEUF: forget + lambda × retain + alpha × anchor, added up as gradients, one pass through the model each."""
+"""One step of SEUF: gradients of forget + lambda × retain + alpha × anchor, one pass for each set of texts."""
 
 from __future__ import annotations
 

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moeworks.artefact import Header
 
-__all__ = ["Figures", "Outcome", "TargetReport", "UnlearnReport"]
+__all__ = ["REPORT", "Figures", "Outcome", "TargetReport", "UnlearnReport"]
+
+REPORT = "unlearn.json"  # beside the weights
 
 
 class _Frozen(BaseModel):
@@ -82,7 +84,7 @@ class UnlearnReport(Header):
         lines += [
             f"  {'':28}{'before':>10}{'after':>10}" + (f"{'random expert':>16}" if self.control else ""),
             *(
-                _line(name, getattr(result, field), self.control and getattr(self.control, field))
+                _line(name, getattr(result, field), getattr(self.control, field, None))
                 for name, field in (
                     ("forget perplexity", "forget"),
                     ("forget perplexity, held out", "forget_held_out"),

@@ -2,5 +2,6 @@
 
 from moeworks.find.inside.activity import activity
 from moeworks.find.inside.base import MODEL_SCORES, ModelScore
+from moeworks.find.inside.router_lens import router_lens
 
-__all__ = ["MODEL_SCORES", "ModelScore", "activity"]
+__all__ = ["MODEL_SCORES", "ModelScore", "activity", "router_lens"]

@@ -28,7 +28,7 @@ from moeworks.train.measure import Measured, anchorable, measure
 from moeworks.train.memory import announce as on_standard_error
 from moeworks.train.memory import estimate
 from moeworks.train.objective import Objective, Weights
-from moeworks.train.report import Figures, Outcome, TargetReport, UnlearnReport
+from moeworks.train.report import REPORT, Figures, Outcome, TargetReport, UnlearnReport
 from moeworks.train.save import check_output, save_model, whole_folder
 from moeworks.train.slices import Trained, expert_parts, router_parts
 from moeworks.train.state import State, load_state, save_state, state_path
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from moeworks.engines.transformers.engine import TransformersEngine
     from moeworks.trace import Trace
 
-__all__ = ["REPORT", "unlearn"]
+__all__ = ["unlearn"]
 
-REPORT = "unlearn.json"
 Data = str | Path | Iterable[Example]
 Stage = Literal["control", "target"]
 
@@ -96,10 +95,10 @@ def unlearn(
     min forget + lambda × retain + alpha × anchor, over the expert e* = argmax of the mean router probability on the
     forget texts, over all layers, and the router of its layer; the anchor keeps e* the one that the router turns to.
     Source: SEUF, arXiv 2411.18797 (ACL 2025). Its objective, target and anchor are followed; steps, learning rate and
-    batch are ours, since the specification at hand does not give the paper's. Differences: experts without weights
-    (identity experts) and layers routed by token id are never targets; sigmoid routers are anchored in sigmoid space;
-    the anchor is a mean over tokens. Unlearning also removes what else the expert did: read the retain figures, and
-    the control. Deterministic given the seed, on one machine with one number of threads.
+    batch are ours. Differences: experts without weights (identity experts) and layers routed by token id are never
+    targets; the scores of routers without a softmax are divided by their sum; the anchor is a mean over tokens.
+    Unlearning also removes what else the expert did: read the retain figures, and the control. Deterministic given the
+    seed, on one machine with one number of threads.
 
     Args:
         model: `lab`, a folder, a Hub id, or an engine of `moeworks.load`; an engine's model is afterwards as it was.
