@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moeworks.artefact import LayerShape, ModelIdentity
 from moeworks.errors import BadPlan
 from moeworks.plan.clauses import narrowed, token_part, touches
+from moeworks.plan.neurons import NeuronStep
 from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Replay, Scale, TopK
 from moeworks.where import Where
 
@@ -42,6 +43,7 @@ class LayerEdit:
     weight_steps: tuple[WeightStep, ...]  # in this order: masks without refill, then scales
     top_k: int | None  # experts that run instead of the model's k
     replay: Replay | None
+    neurons: tuple[NeuronStep, ...] = ()  # what changes inside experts; no part of the decision
 
     @property
     def adds(self) -> bool:
@@ -53,6 +55,11 @@ class LayerEdit:
         """Whether it can change which experts are chosen, or how many."""
         pinned = self.promote.any() or self.demote.any() or self.masked.any()
         return bool(self.adds or pinned or self.top_k is not None)
+
+    @property
+    def edits_decision(self) -> bool:
+        """Whether it can change anything that a router decides; else it only reaches inside experts."""
+        return bool(self.edits_choice or self.weight_steps or self.replay is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +78,7 @@ def compile_layer(operations: Sequence[Operation], layer: int, experts: int) -> 
     Raises:
         BadPlan: an expert does not exist, two `top_k` differ, or there are two replays.
     """
-    vectors: dict[str, Array] = {
+    vectors: dict[str, Any] = {
         **{f"add_{unit}": np.zeros(experts) for unit in ("logit", "std", "spread")},
         **{f"{op}_margin": np.zeros(experts) for op in ("promote", "demote")},
         **{name: np.zeros(experts, bool) for name in ("promote", "demote", "masked")},

@@ -15,6 +15,7 @@ from moeworks.artefact import EngineIdentity, ModelIdentity
 from moeworks.engines.base import Answer, Generation, ModelSize, TokenScores
 from moeworks.engines.gating import ungated
 from moeworks.engines.transformers import gating, likelihood, text
+from moeworks.engines.transformers.inside import Watch
 from moeworks.engines.transformers.loading import identify, load_pretrained
 from moeworks.engines.transformers.recording import record
 from moeworks.engines.transformers.replay import Replayer
@@ -150,7 +151,15 @@ class TransformersEngine:
         self._steering.pop()
 
     @contextmanager
-    def session(self, plan: Plan | None, *, record: bool, logits: bool = False, plain: bool = False) -> Iterator[Tap]:
+    def session(
+        self,
+        plan: Plan | None,
+        *,
+        record: bool,
+        logits: bool = False,
+        plain: bool = False,
+        watch: Watch | None = None,
+    ) -> Iterator[Tap]:
         """Yield the tap that records and steers the forward passes inside the `with` block.
 
         Inside `steered(plan)`, a session without a plan of its own runs under that plan, unless it is to be `plain`.
@@ -171,7 +180,15 @@ class TransformersEngine:
             # Compiled graphs do not see hooks that come and go; eager mode is exact.
             stack.enter_context(_eager_if_compiled(self.model))
             tap = stack.enter_context(
-                Tap(self.model, self.routers, edits=edits, replayers=replayers, record=record, logits=logits)
+                Tap(
+                    self.model,
+                    self.routers,
+                    edits=edits,
+                    replayers=replayers,
+                    record=record,
+                    logits=logits,
+                    watch=watch,
+                )
             )
             self._steering.append(tap)
             stack.callback(self._steering.pop)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moeworks.engines.transformers.inside import Inside, Watch
 from moeworks.engines.transformers.layout import Batch, Forward, GenerationBatch, anonymous_batch
+from moeworks.engines.transformers.neurons import NeuronEdit, neuron_edit
 from moeworks.engines.transformers.steering import Active, TorchEdit, redecide, to_torch
 from moeworks.errors import MoeworksError, Unsupported
 from moeworks.where import Where
@@ -54,7 +56,9 @@ class Tap:
     record: bool = False
     logits: bool = False
     paused: bool = False
+    watch: Watch | None = None
     batch: Batch | GenerationBatch | None = None
+    inside: Inside | None = None
     steps: list[Step] = field(default_factory=list)
     _handles: list[RemovableHandle] = field(default_factory=list)
     _pass: int = 0
@@ -66,8 +70,11 @@ class Tap:
     def __enter__(self) -> Tap:
         self._plans = self._compile()
         tapped = [r for r in self.routers if self.record or r.layer in self._plans]
-        if not tapped:
+        self.inside = self._look_inside()
+        if not tapped and self.inside is None:
             return self
+        if self.inside is not None:
+            self.inside.attach()  # first: it may refuse, and then nothing must stay behind
         self._expected = {router.layer for router in tapped}
         self._handles = [self.model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for router in tapped:
@@ -78,6 +85,8 @@ class Tap:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.inside is not None:
+            self.inside.detach()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -93,8 +102,31 @@ class Tap:
         devices = {router.layer: next(router.module.parameters()).device for router in self.routers}
         for index, edit in enumerate(self.edits):
             for layer, vectors in edit.layers.items():
-                plans.setdefault(layer, []).append((index, to_torch(vectors, devices[layer])))
+                if vectors.edits_decision:
+                    plans.setdefault(layer, []).append((index, to_torch(vectors, devices[layer])))
         return plans
+
+    def _look_inside(self) -> Inside | None:
+        """Return what runs the experts where neurons are changed or somebody watches; None where nobody does."""
+        edits: dict[int, list[tuple[int, NeuronEdit]]] = {}
+        shapes = {router.layer: router for router in self.routers}
+        for index, edit in enumerate(self.edits):
+            for layer, vectors in edit.layers.items():
+                if vectors.neurons:
+                    device = next(shapes[layer].module.parameters()).device
+                    made = neuron_edit(vectors.neurons, shapes[layer].experts, device)
+                    edits.setdefault(layer, []).append((index, made))
+        if not edits and self.watch is None:
+            return None
+        return Inside(
+            self.routers,
+            edits,
+            clauses=[edit.where for edit in self.edits],
+            mask=self._mask,
+            forward=lambda: self._forward,
+            paused=lambda: self.paused,
+            watch=self.watch,
+        )
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.paused:
@@ -102,7 +134,10 @@ class Tap:
         self._seen.clear()
         self._layers = {}
         self._masks.clear()
-        if not (self.record or self.replayers or any(not edit.where.every_token for edit in self.edits)):
+        self._forward = None
+        if self.inside is not None:
+            self.inside.begin()
+        if not (self.record or self.watch or self.replayers or any(not edit.where.every_token for edit in self.edits)):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
@@ -168,7 +203,7 @@ class Tap:
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.paused:
             return
-        missing = self._expected - self._seen
+        missing = self._expected - self._seen | (self.inside.missing() if self.inside is not None else set())
         if missing:
             raise Unsupported(
                 f"the routers of layers {sorted(missing)} did not run in this forward pass, so nothing of them can be "
