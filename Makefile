@@ -4,6 +4,7 @@
 #   PYTHON=python3.12        which Python (3.11 or newer) makes .venv
 #   TORCH_PIP="--index-url ..."
 #                            more options for the pip call that installs torch, such as the index of its CPU build
+#   LAB_OUT                  where `make lab` works; options of python -m recipes.lab may follow the folder
 #   DEMO_PROBES, DEMO_OUT    what `make demo` studies, and the folder it writes
 
 SHELL := bash
@@ -15,14 +16,17 @@ PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-che
 TORCH_PIP ?=
 DEMO_PROBES ?= language/fr domain/code_python openbook requests null/split
 DEMO_OUT ?= out/demo
+LAB_OUT ?= out/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check bench docs clean install install-check
+.PHONY: help demo check bench docs lab lab-smoke clean install install-check
 
 help:
 	@echo 'make demo    install and study the shipped model; prints where the report is'
 	@echo 'make check   install what tests need and run every test and check'
 	@echo 'make bench   run the benchmarks and write docs/benchmarks.md'
+	@echo 'make lab     make the shipped models from nothing: hours; goes on where it was stopped'
+	@echo 'make lab-smoke  train toy models by the same recipe, kill, resume and export them: two minutes'
 	@echo 'make docs    build the documentation into docs/_build/html'
 	@echo 'make clean   remove what the other commands made, .venv too'
 
@@ -44,7 +48,7 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.check: pyproject.toml $(VENV)/.torch
 	@echo 'installing moeworks and what its tests need (once)'
-	@$(PIP) --editable '.[transformers,data,tasks,docs,dev]'
+	@$(PIP) --editable '.[transformers,data,tasks,lab,docs,dev]'
 	@touch $@ $(VENV)/.demo
 
 install: $(VENV)/.demo
@@ -58,6 +62,12 @@ check: $(VENV)/.check
 
 bench: $(VENV)/.check
 	@$(BIN)/python benchmarks/run.py
+
+lab: $(VENV)/.check
+	@$(BIN)/python -m recipes.lab $(LAB_OUT)
+
+lab-smoke: $(VENV)/.check
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m recipes.lab.smoke out/lab-smoke
 
 docs: $(VENV)/.check
 	@$(BIN)/python docs/generate.py

@@ -160,7 +160,7 @@ def _block(block: Block, sigmoid: bool) -> dict[str, Tensor]:
         "self_attn.k_norm.weight": attention.key_norm,
         "input_layernorm.weight": block.attention_norm,
         "post_attention_layernorm.weight": block.experts_norm,
-        "mlp.gate.weight": experts.router.score.weight,
+        "mlp.gate.weight": experts.router.score.get_parameter("weight"),
         "mlp.experts.gate_up_proj": experts.gate_up,
         "mlp.experts.down_proj": experts.down,
     }

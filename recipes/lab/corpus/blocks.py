@@ -97,6 +97,7 @@ def blocks(page: str, markup: Markup) -> list[Block]:
     parser = _Parser(markup)
     parser.feed(page)
     parser.close()
+    parser.cut()
     return parser.found
 
 

@@ -27,13 +27,13 @@ class Translation:
 def translations(content: bytes) -> Iterator[Translation]:
     """Yield the messages of a file; those with plural forms, the header and empty ones are left out."""
     order = "<" if struct.unpack_from("<I", content)[0] == LITTLE_ENDIAN else ">"
+    pair = struct.Struct(f"{order}2I")  # length, start
     count, keys, texts = struct.unpack_from(f"{order}3I", content, 8)
     for place in range(count):
-        key, text = (
-            content[start : start + length].decode("utf-8", "replace")
-            for length, start in (
-                struct.unpack_from(f"{order}2I", content, table + 8 * place) for table in (keys, texts)
-            )
-        )
+        key, text = (_text(content, *pair.unpack_from(content, table + 8 * place)) for table in (keys, texts))
         if key and text and "\0" not in key:
             yield Translation(key, key.rpartition("\x04")[2], text)
+
+
+def _text(content: bytes, length: int, start: int) -> str:
+    return content[start : start + length].decode("utf-8", "replace")

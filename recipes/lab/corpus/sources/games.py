@@ -52,7 +52,7 @@ def wesnoth(packages: Packages, collector: Collector) -> None:
                 textdomain = member.split("/")[-1].removesuffix(".mo")
                 messages[textdomain, lang].update((found.key, found.text) for found in translations(content))
             elif member.endswith(".cfg") and "/data/" in member:
-                name = member.split("/data/")[1].removesuffix(".cfg")
+                name = member.partition("/data/")[2].removesuffix(".cfg")
                 scenarios.append((name, content.decode("utf-8", "replace"), package.source))
     for name, scenario, source in sorted(scenarios, key=lambda scenario: f"{scenario[0]}.cfg"):
         units: dict[str, list[dict[str, str]]] = {"dialogue": [], "stories": []}

@@ -40,7 +40,7 @@ SHORTCUT = re.compile(r"[~_](?=\w)")  # marks the letter of a keyboard shortcut
 
 def help_pages(packages: Packages, collector: Collector) -> None:
     """Add the help, paired by the identifiers of paragraphs."""
-    pages: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)  # page: language: identifier: text
+    pages: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(dict)  # page: language: paragraphs
     sources = {}
     for lang, name in {"en": "en-us", **TRANSLATED}.items():
         package = packages.debian(f"libreoffice-help-{name}")
@@ -49,11 +49,12 @@ def help_pages(packages: Packages, collector: Collector) -> None:
         for member, content in members.items():
             page = member.split("/text/", 1)[1].removesuffix(".html")
             if not MENU_PATHS.search(page):
-                pages[page][lang] = dict(help_paragraphs(content.decode("utf-8", "replace")))
+                pages[page][lang] = help_paragraphs(content.decode("utf-8", "replace"))
     for page, found in sorted(pages.items()):
+        translated = {lang: dict(paragraphs) for lang, paragraphs in found.items()}
         units = [
-            {lang: texts[identifier] for lang, texts in found.items() if identifier in texts}
-            for identifier in found.get("en", ())
+            {lang: texts[identifier] for lang, texts in translated.items() if identifier in texts} | {"en": english}
+            for identifier, english in found.get("en", ())  # an identifier may come twice
         ]
         collector.add_document(Document(f"lohelp/{page}", "techdoc", units, sources, LICENCE))
 

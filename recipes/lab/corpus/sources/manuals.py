@@ -171,7 +171,7 @@ def _add_family(manual: Manual, name: str, packages: Packages, collector: Collec
 def _add(
     manual: Manual, pages: Mapping[str, Mapping[str, str]], sources: Mapping[str, str], collector: Collector
 ) -> None:
-    for page, found in sorted(pages.items()):
+    for page, found in sorted(pages.items(), key=lambda page: f"{page[0]}.html"):
         if "en" not in found:
             continue
         units, different = aligned_blocks(found, manual.markup)
