@@ -119,6 +119,10 @@ class Engine(Protocol):
         """Return each text's token log-probabilities under the plan and, if asked, the KL to the plain model."""
         ...
 
+    def applies(self, plan: Plan, prompts: Sequence[str | Example]) -> NDArray[np.bool_]:
+        """Return to which prompts a plan applies, (prompts,): those that its gate opens for, or all."""
+        ...
+
     def remembering(self) -> AbstractContextManager[None]:
         """Inside this block the plain model's predictions, which every divergence needs, may be kept and used again.
 

@@ -20,7 +20,10 @@ ABILITIES = (
     "scale",
     "top_k",
     "replay",
+    "gates on routing",
+    "gates on the residual",
     "score answers and texts",
+    "patching",
     "chat templates",
     "many plans in one batch",
 )
@@ -32,6 +35,8 @@ TABLE: dict[str, dict[str, str]] = {
     "transformers": {"many plans in one batch": _ONE_PLAN},
     "fake": {
         "beam search": "its generation is greedy or sampled",
+        "gates on the residual": "it shows no residual stream; its torch twin does",
+        "patching": "it runs no module whose activations could be swapped; its torch twin does",
         "many plans in one batch": _ONE_PLAN,
     },
     "vllm": dict.fromkeys(ABILITIES, _NO_VLLM),

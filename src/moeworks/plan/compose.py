@@ -24,8 +24,8 @@ def compose(*plans: Plan) -> Plan:
     allows it. Evidence does not carry over: the whole has not been measured.
 
     Raises:
-        BadPlan: no plan, plans for different models or with different gates, clauses that have no intersection, or a whole that the model
-            cannot run.
+        BadPlan: no plan, plans for different models or with different gates, clauses that have no intersection, or a
+            whole that the model cannot run.
     """
     if not plans:
         raise BadPlan("there is no plan to compose.")

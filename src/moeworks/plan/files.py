@@ -32,7 +32,7 @@ def empty_plan(identity: ModelIdentity, *, description: str = "") -> Plan:
 
 
 def plan_hash(plan: Plan) -> str:
-    """Return the hash of what a plan does: operations, clause, gate, protected experts; not of what is said about it."""
+    """Return the hash of what a plan does: operations, clause, gate, protected experts; not what is said of it."""
     document = plan.model_dump(mode="json", include={"operations", "where", "protected"})
     if plan.gate is not None:
         document["gate"] = plan.gate.model_dump(mode="json", exclude={"provenance"})

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from numpy.typing import NDArray
+
 from moeworks.errors import BadData
 from moeworks.plan.clauses import narrowed
 from moeworks.plan.evidence import Mechanism
@@ -30,6 +32,7 @@ def check_mechanism(engine: Engine, plan: Plan, texts: Sequence[Example], *, bat
 
     Shares are of the tokens that the operation's where clause takes; an expert runs where it has a slot of a weight
     other than 0. Demoted and masked experts, and those scaled by 0, must not run at all; promoted ones on each token.
+    Where the plan has a gate, only texts that it opens for are counted.
 
     Raises:
         BadData: there is no text, or an operation takes none of their tokens.
@@ -43,13 +46,14 @@ def check_mechanism(engine: Engine, plan: Plan, texts: Sequence[Example], *, bat
             engine.record(texts, Path(folder) / name, plan=p, generate=generate, batch_size=batch_size)
             for name, p in (("plain", None), ("steered", plan))
         )
+        taken = engine.applies(plan, texts)  # (texts,)
         before: dict[str, float] = {}
         after: dict[str, float] = {}
         as_planned = True
         for number, operation in enumerate(operations, 1):
             if isinstance(operation, (TopK, Replay)):
                 continue
-            first, second = _shares(plain, operation), _shares(steered, operation)
+            first, second = _shares(plain, operation, taken), _shares(steered, operation, taken)
             for address in operation.experts:
                 name = str(address) if str(address) not in before else f"{address} (operation {number})"
                 before[name], after[name] = first[str(address)], second[str(address)]
@@ -57,14 +61,15 @@ def check_mechanism(engine: Engine, plan: Plan, texts: Sequence[Example], *, bat
     return Mechanism(share_before=before, share_after=after, as_planned=as_planned)
 
 
-def _shares(trace: Trace, operation: Operation) -> dict[str, float]:
-    """Return on what share of the operation's tokens each of its experts ran."""
+def _shares(trace: Trace, operation: Operation, taken: NDArray[np.bool_]) -> dict[str, float]:
+    """Return on what share of the operation's tokens, in the texts that are taken, each of its experts ran."""
     if isinstance(operation, (TopK, Replay)):
         return {}
-    rows = operation.where.mask(trace.rows(), trace.request_table())
+    every = trace.rows()
+    rows = operation.where.mask(every, trace.request_table()) & taken[every.request]
     if not rows.any():
         raise BadData(
-            f"'{operation.where}' takes no token of the texts that were recorded again, so that what {operation.op} "
+            f"'{operation.where}'{'' if taken.all() else ' behind the gate'} takes no token of the texts that were recorded again, so that what {operation.op} "
             "does there cannot be checked; pass texts that have such tokens."
         )
     shares: dict[str, float] = {}

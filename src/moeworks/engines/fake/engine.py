@@ -18,6 +18,7 @@ from moeworks.address import Address
 from moeworks.artefact import EngineIdentity, LayerShape, ModelIdentity, hash_texts
 from moeworks.contract import Contract
 from moeworks.engines.base import Answer, Generation, ModelSize, TokenScores
+from moeworks.engines.fake.gating import opened, widened_pass
 from moeworks.engines.fake.network import build_network
 from moeworks.engines.fake.plants import plant_experts
 from moeworks.engines.fake.record import write_batch
@@ -30,6 +31,7 @@ from moeworks.examples import Example
 from moeworks.plan import Plan
 from moeworks.plan.compiled import CompiledEdit, compile_plan, widened
 from moeworks.plan.files import plan_hash
+from moeworks.plan.gate import Gate
 from moeworks.plan.guards import check
 from moeworks.trace import Trace, TraceHeader, TraceWriter
 
@@ -138,7 +140,9 @@ class FakeEngine:
     ) -> Trace:
         """Write what the routers decided, token by token, to the folder `path`; see `TransformersEngine.record`."""
         applied = plan or self._steering
-        edits, temperature = self._edits_with(plan), _temperature(generation)
+        edits, gate = self._with_gate(plan)
+        temperature = _temperature(generation)
+        slots = {shape.layer: shape.top_k for shape in widened(self.identity, edits).layers}
         settings = {"long": long, "generate": generate, "plan": plan_hash(applied) if applied else "", **generation}
         header = TraceHeader(
             moeworks=__version__,
@@ -155,15 +159,22 @@ class FakeEngine:
         ):
             new = (request for request in prepared if not writer.skip(request.number, hash_texts([request.content])))
             for batch in in_batches(new, batch_size):
-                passes = (
-                    generate_tokens(
-                        self._model, batch, edits, max_new_tokens=generate, temperature=temperature, seed=seed
-                    )[1]
-                    if generate
-                    else [self._model.read(batch, edits)]
-                )
-                tokens = write_batch(writer, batch, passes, logits=logits, keep_text=keep_text)
-                bar.advance(len(batch), rated=tokens)
+                for applied_edits, part in self._runs(edits, gate, batch):
+                    passes = (
+                        generate_tokens(
+                            self._model,
+                            part,
+                            applied_edits,
+                            max_new_tokens=generate,
+                            temperature=temperature,
+                            seed=seed,
+                        )[1]
+                        if generate
+                        else [self._model.read(part, applied_edits)]
+                    )
+                    passes = [widened_pass(one, slots) for one in passes]
+                    tokens = write_batch(writer, part, passes, logits=logits, keep_text=keep_text)
+                    bar.advance(len(part), rated=tokens)
         return Trace.open(path)
 
     def generate(
@@ -179,16 +190,17 @@ class FakeEngine:
         """Continue each prompt; greedy unless `do_sample=True` is given, which takes a `temperature`."""
         examples = [Example(text=prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         prepared = self._reader.read(iter(examples), room=max_new_tokens, keep_end=True)
-        results: list[Generation] = []
-        edits, temperature = self._edits_with(plan), _temperature(generation)
+        results: dict[int, Generation] = {}
+        (whole, gate), temperature = self._with_gate(plan), _temperature(generation)
         for batch in in_batches(prepared, batch_size):
-            new, _ = generate_tokens(
-                self._model, batch, edits, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-            )
-            for request, tokens in zip(batch, new, strict=True):
-                prompt = self.tokenizer.decode(request.tokens)
-                results.append(Generation(prompt, self.tokenizer.decode(tokens), tuple(tokens)))
-        return results
+            for edits, part in self._runs(whole, gate, batch):
+                new, _ = generate_tokens(
+                    self._model, part, edits, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+                )
+                for request, tokens in zip(part, new, strict=True):
+                    prompt = self.tokenizer.decode(request.tokens)
+                    results[request.number] = Generation(prompt, self.tokenizer.decode(tokens), tuple(tokens))
+        return [results[number] for number in sorted(results)]
 
     def answers(
         self, pairs: Sequence[tuple[str, str]], *, plan: Plan | None = None, batch_size: int = 32
@@ -204,17 +216,18 @@ class FakeEngine:
             if not prompt or not answer:
                 raise BadData(f"pair {number} has an empty {'answer' if prompt else 'prompt'}; both are needed.")
         examples = (Example(text=prompt, answer=answer) for prompt, answer in pairs)
-        results: list[Answer] = []
-        edits = self._edits_with(plan)
+        results: dict[int, Answer] = {}
+        whole, gate = self._with_gate(plan)
         for batch in in_batches(self._reader.read(examples, long="error"), batch_size):
-            predictions = self._model.read(batch, edits).log_probabilities
-            for request, rows in zip(batch, _split(predictions, batch), strict=True):
-                expected = np.asarray(request.tokens[request.prompt_tokens :])
-                before = rows[request.prompt_tokens - 1 : -1]  # (answer, V)
-                likely = before[np.arange(len(expected)), expected]
-                exact = bool((before.argmax(-1) == expected).all()) and not _goes_on(int(rows[-1].argmax()))
-                results.append(Answer(float(likely.sum()), len(expected), exact))
-        return results
+            for edits, part in self._runs(whole, gate, batch):
+                predictions = self._model.read(part, edits).log_probabilities
+                for request, rows in zip(part, _split(predictions, part), strict=True):
+                    expected = np.asarray(request.tokens[request.prompt_tokens :])
+                    before = rows[request.prompt_tokens - 1 : -1]  # (answer, V)
+                    likely = before[np.arange(len(expected)), expected]
+                    exact = bool((before.argmax(-1) == expected).all()) and not _goes_on(int(rows[-1].argmax()))
+                    results[request.number] = Answer(float(likely.sum()), len(expected), exact)
+        return [results[number] for number in sorted(results)]
 
     def token_scores(
         self,
@@ -234,20 +247,64 @@ class FakeEngine:
         for number, text in enumerate(texts, 1):
             if len(text.encode()) < 2:
                 raise BadData(f"text {number} has fewer than two tokens, so that none can be scored.")
-        return self._scores(texts, self._edits_with(plan), divergence, batch_size)
+        return self._scores(texts, *self._with_gate(plan), divergence, batch_size)
 
     def _scores(
-        self, texts: Sequence[str], edits: Sequence[CompiledEdit], divergence: bool, batch_size: int
+        self,
+        texts: Sequence[str],
+        whole: Sequence[CompiledEdit],
+        gate: Gate | None,
+        divergence: bool,
+        batch_size: int,
     ) -> Iterator[TokenScores]:
         read = self._reader.read(Example(text=text) for text in texts)
         for batch in in_batches(read, batch_size):
-            steered = self._model.read(batch, edits).log_probabilities
-            plain = self._model.read(batch, ()).log_probabilities if divergence else steered
-            kl = (np.exp(plain) * (plain - steered)).sum(-1)  # (n,)
-            for request, rows, distances in zip(batch, _split(steered, batch), _split(kl, batch), strict=True):
-                following = np.asarray(request.tokens[1:])
-                likely = rows[np.arange(len(following)), following]
-                yield TokenScores(likely, distances[:-1] if divergence else None)
+            found = {
+                request.number: scores
+                for edits, part in self._runs(whole, gate, batch)
+                for request, scores in self._scores_of(part, edits, divergence)
+            }
+            yield from (found[request.number] for request in batch)
+
+    def _scores_of(
+        self, batch: Sequence[Prepared], edits: Sequence[CompiledEdit], divergence: bool
+    ) -> Iterator[tuple[Prepared, TokenScores]]:
+        steered = self._model.read(batch, edits).log_probabilities
+        plain = self._model.read(batch, ()).log_probabilities if divergence else steered
+        kl = (np.exp(plain) * (plain - steered)).sum(-1)  # (n,)
+        for request, rows, distances in zip(batch, _split(steered, batch), _split(kl, batch), strict=True):
+            following = np.asarray(request.tokens[1:])
+            likely = rows[np.arange(len(following)), following]
+            yield request, TokenScores(likely, distances[:-1] if divergence else None)
+
+    def applies(self, plan: Plan, prompts: Sequence[str | Example]) -> NDArray[np.bool_]:
+        """Return to which prompts a plan applies, (prompts,): where its gate opens, or all of them."""
+        examples = [Example(text=prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        if plan.gate is None:
+            return np.ones(len(examples), bool)
+        check(plan, self.identity)
+        return opened(self._model, plan.gate, list(self._reader.read(iter(examples))))
+
+    def _with_gate(self, plan: Plan | None) -> tuple[list[CompiledEdit], Gate | None]:
+        """Return the edits of this plan, or else of the `with` block around, and the gate that stands before them."""
+        applied = plan or self._steering
+        return self._edits_with(plan), None if applied is None else applied.gate
+
+    def _runs(
+        self, edits: Sequence[CompiledEdit], gate: Gate | None, batch: Sequence[Prepared]
+    ) -> Iterator[tuple[Sequence[CompiledEdit], Sequence[Prepared]]]:
+        """Yield the parts of a batch that run alike, each with its edits: a gate parts it in two.
+
+        Arithmetic is exact here, so that no request knows what else is in its batch.
+        """
+        if gate is None:
+            yield edits, batch
+            return
+        taken = opened(self._model, gate, batch)
+        for mine, where in ((edits, taken), ((), ~taken)):
+            part = [request for request, inside in zip(batch, where, strict=True) if inside]
+            if part:
+                yield mine, part
 
     def _edits_with(self, plan: Plan | None) -> list[CompiledEdit]:
         """Return the edits of this plan, or else of the `with` block around."""
