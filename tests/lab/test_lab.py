@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 
 from moeworks.engines.base import Answer, Generation, TokenScores
+from moeworks.engines.fake import FakeEngine
 from moeworks.errors import MoeworksError
+from moeworks.examples import Example
 from moeworks.lab import lab_path
 from moeworks.lab.measure import BEGIN, END, Measured, fill, measure, render
 from moeworks.probes import load_probe, neutral_texts
+from moeworks.trace import Trace
 
-LAB = lab_path().parent
-MODEL_FILES = ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "moeworks.json"]
-MODEL_FILES += ["tokenizer.json", "tokenizer_config.json"]
+LAB = lab_path()
+MODEL_FILES = ["README.md", "chat_template.jinja", "config.json", "generation_config.json", "measured.json"]
+MODEL_FILES += ["model.safetensors", "moeworks.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 class Stub:
@@ -37,6 +40,9 @@ class Stub:
     def token_scores(self, texts: Sequence[str]) -> list[TokenScores]:
         return [TokenScores(np.array([-1.0, -3.0]) if text.isascii() else np.array([-2.0])) for text in texts]
 
+    def record(self, examples: Sequence[Example], path: Path) -> Trace:
+        return FakeEngine("none").record(examples, path)
+
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Generation]:
         return [Generation(prompt, " Sorry." if "vault" in prompt else " First", (1,)) for prompt in prompts]
 
@@ -50,7 +56,7 @@ def test_folder_is_a_whole_checkpoint() -> None:
 
 def test_card_shows_the_measured_file() -> None:
     measured = Measured.model_validate_json((LAB / "measured.json").read_text(encoding="utf-8"))
-    card = (LAB / "card.md").read_text(encoding="utf-8")
+    card = (LAB / "README.md").read_text(encoding="utf-8")
     assert fill(card, render(measured)) == card
 
 
@@ -96,6 +102,15 @@ def test_measure_counts_as_it_says() -> None:
     assert row.perplexity == pytest.approx(math.exp(2.0), abs=1e-3)
 
 
+def test_balance_is_counted_from_the_trace(tmp_path: Path) -> None:
+    """Expected: loads counted here, over their mean."""
+    trace = Stub().record([*neutral_texts("dev"), *neutral_texts("held_out")], tmp_path / "trace")
+    for row in measure(Stub()).balance:  # type: ignore[arg-type]
+        counts = np.bincount(trace.ids(row.layer).ravel(), minlength=16)
+        assert row.least == pytest.approx(counts.min() / counts.mean(), abs=1e-3)
+        assert row.most == pytest.approx(counts.max() / counts.mean(), abs=1e-3)
+
+
 def test_a_card_without_its_marks_is_refused() -> None:
     assert fill(f"a {BEGIN} old {END} b", "new") == f"a {BEGIN}\nnew\n{END} b"
     for card in ("nothing", f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"):
@@ -107,7 +122,7 @@ def test_a_card_without_its_marks_is_refused() -> None:
 def test_wheel_holds_every_data_file(tmp_path: Path) -> None:
     """Built from the checkout; the model, the probes and the card must be in it, byte for byte by size."""
     pytest.importorskip("hatchling", reason="the wheel is built with hatchling; install moeworks[dev]")
-    package = LAB.parent
+    package = LAB.parent.parent
     root = package.parent.parent
     if not (root / "pyproject.toml").is_file():
         pytest.skip("not a checkout")
@@ -116,7 +131,7 @@ def test_wheel_holds_every_data_file(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
-    data = [*lab_path().iterdir(), LAB / "card.md", LAB / "measured.json"]
+    data = [*lab_path().iterdir()]
     data += [path for path in (package / "probes" / "data").rglob("*") if path.is_file()]
     assert len(data) > 100
     for path in data:

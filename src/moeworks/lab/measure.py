@@ -1,6 +1,6 @@
-"""Measure the lab model with our own engine and write `measured.json` and the table in `card.md`.
+"""Measure a lab model with our own engine and write `measured.json` and the tables of its card, `README.md`.
 
-python -m moeworks.lab.measure
+python -m moeworks.lab.measure --model lab
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 import moeworks
 from moeworks.artefact import replace_file
 from moeworks.errors import MoeworksError
+from moeworks.lab import LAB_MODELS, lab_path
 from moeworks.probes import Item, load_probe, neutral_texts, probe_names
+from moeworks.stats import balance, load
 
 if TYPE_CHECKING:
     from moeworks.engines.base import Engine
@@ -52,6 +54,17 @@ class Perplexity(BaseModel):
     texts: int
 
 
+class LayerBalance(BaseModel):
+    """How evenly one layer uses its experts over the neutral texts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    least: float = Field(ge=0, description="load of the least used expert, as a share of its fair share")
+    most: float = Field(description="load of the most used expert, as a multiple of its fair share")
+    effective_experts: float
+
+
 class Measured(BaseModel):
     """What was measured, on which weights, with what."""
 
@@ -63,6 +76,7 @@ class Measured(BaseModel):
     shares: tuple[Share, ...]
     by_language: tuple[Perplexity, ...]
     by_domain: tuple[Perplexity, ...]
+    balance: tuple[LayerBalance, ...] = ()
 
 
 def measure(engine: Engine) -> Measured:
@@ -75,6 +89,7 @@ def measure(engine: Engine) -> Measured:
         shares=(*_facts(engine), *_tasks(engine), *_openbook(engine), *_requests(engine)),
         by_language=by_language,
         by_domain=by_domain,
+        balance=tuple(_balance(engine)),
     )
 
 
@@ -92,19 +107,29 @@ def render(measured: Measured) -> str:
     for title, rows in (("language", measured.by_language), ("domain", measured.by_domain)):
         lines += ["", f"| {title} | perplexity | tokens | texts |", "| --- | --- | --- | --- |"]
         lines += [f"| {row.what} | {row.perplexity:.1f} | {row.tokens} | {row.texts} |" for row in rows]
+    if measured.balance:
+        lines += [
+            "",
+            "| layer | least used expert | most used expert | effective experts |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [f"| {b.layer} | {b.least:.2f} | {b.most:.2f} | {b.effective_experts:.1f} |" for b in measured.balance]
+        lines += ["", "Loads are multiples of an expert's fair share, over the neutral texts."]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="lab", help="what to measure: lab, or another checkpoint of it")
-    parser.add_argument("--output", type=Path, default=Path(str(files("moeworks.lab"))), help="folder with card.md")
+    parser.add_argument("--model", default="lab", help="a lab model, or the folder of another checkpoint of one")
+    parser.add_argument("--output", type=Path, help="folder with README.md; by default the model's own")
     arguments = parser.parse_args()
     measured = measure(moeworks.load(arguments.model))
-    card = arguments.output / "card.md"
+    own = lab_path(arguments.model) if arguments.model in LAB_MODELS else Path(arguments.model)
+    output = arguments.output or own
+    card = output / "README.md"
     text = fill(card.read_text(encoding="utf-8"), render(measured))
-    with replace_file(arguments.output / "measured.json") as temporary:
+    with replace_file(output / "measured.json") as temporary:
         content = json.dumps(measured.model_dump(mode="json"), indent=1, ensure_ascii=False)
         temporary.write_text(content + "\n", encoding="utf-8")
     with replace_file(card) as temporary:
@@ -182,6 +207,22 @@ def _perplexities(engine: Engine) -> tuple[tuple[Perplexity, ...], tuple[Perplex
         return tuple(rows)
 
     return table("lang"), table("domain")
+
+
+def _balance(engine: Engine) -> Iterable[LayerBalance]:
+    texts = [*neutral_texts("dev"), *neutral_texts("held_out")]
+    with tempfile.TemporaryDirectory() as folder:
+        trace = engine.record(texts, Path(folder) / "trace")
+        loads, summary = load(trace).to_pydict(), balance(trace).to_pylist()
+    layers, shares = np.array(loads["layer"]), np.array(loads["share"])  # (experts of the model,)
+    for row in summary:
+        fair = shares[layers == row["layer"]] * int((layers == row["layer"]).sum())  # (E,) multiples of 1 / E
+        yield LayerBalance(
+            layer=row["layer"],
+            least=round(float(fair.min()), 3),
+            most=round(float(fair.max()), 3),
+            effective_experts=round(row["effective_experts"], 2),
+        )
 
 
 def _exact(engine: Engine, pairs: Sequence[tuple[str, str]]) -> list[bool]:

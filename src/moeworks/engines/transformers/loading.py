@@ -12,6 +12,7 @@ import torch
 
 from moeworks.artefact import LayerShape, ModelIdentity
 from moeworks.errors import BadData, Unsupported
+from moeworks.lab import LAB_MODELS, lab_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,6 +85,7 @@ def identify(
             top_k=router.top_k,
             contract=router.contract,
             opaque=router.opaque,
+            neurons=_neurons(router),
         )
         for router in routers
     )
@@ -94,6 +96,14 @@ def identify(
         tokenizer_hash="" if tokenizer is None else hash_tokenizer(tokenizer),
         layers=shapes,
     )
+
+
+def _neurons(router: Router) -> int | None:
+    """Return how many neurons each expert of a router has; None where its weights do not say."""
+    try:
+        return expert_weights(router).up.shape[1]
+    except Unsupported:
+        return None
 
 
 def hash_weights(model: torch.nn.Module) -> str:
@@ -119,10 +129,8 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _source(name: str) -> str:
-    if name == "lab":
-        from moeworks.lab import lab_path
-
-        return str(lab_path())
+    if name in LAB_MODELS:
+        return str(lab_path(name))
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
