@@ -1,7 +1,29 @@
 """Which experts carry a contrast: scores per expert with a document-permutation null, intervals and stability."""
 
 from moeworks.find.artefact import Scores, ScoresHeader
+from moeworks.find.by_label import find_by_label
 from moeworks.find.contrast import find, find_by_phase
-from moeworks.find.scores import SCORES, Side
+from moeworks.find.languages import find_languages
+from moeworks.find.markers import find_markers
+from moeworks.find.methods import find_method, trace_methods
+from moeworks.find.numbers import find_correlated
+from moeworks.find.scores import GROUP_SCORES, SCORES, Side, reads
+from moeworks.find.stable import select_stable
 
-__all__ = ["SCORES", "Scores", "ScoresHeader", "Side", "find", "find_by_phase"]
+__all__ = [
+    "GROUP_SCORES",
+    "SCORES",
+    "Scores",
+    "ScoresHeader",
+    "Side",
+    "find",
+    "find_by_label",
+    "find_by_phase",
+    "find_correlated",
+    "find_languages",
+    "find_markers",
+    "find_method",
+    "reads",
+    "select_stable",
+    "trace_methods",
+]

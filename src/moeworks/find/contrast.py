@@ -160,6 +160,8 @@ def find(
             "bootstrap": samples,
             "match": match,
             "downweight": downweight,
+            "notes": _notes(factors is not None, downweight is not None),
+            **({} if options.get(traits.undivided, True) else {"quantity": "tokens a text"}),
         },
     )
 
@@ -187,6 +189,17 @@ def _sides(method: str, traits: Traits, contrast: Where, against: Where | None, 
     if traits.phase is not None and all(c is None or c.phase is None for c in (contrast, against, common)):
         common = common.model_copy(update={"phase": traits.phase})
     return Sides(contrast, against, common)
+
+
+def _notes(matched: bool, downweighted: bool) -> tuple[str, ...]:
+    notes = []
+    if matched:
+        notes.append("Both sides weigh each token id alike; ids of one side only do not count.")
+    if downweighted:
+        notes.append(
+            "Scores of experts that run on most tokens of both sides are reduced; p and q do not change by it."
+        )
+    return tuple(notes)
 
 
 def _known(name: str, value: str | None, known: str) -> bool:

@@ -29,8 +29,7 @@ def summary(scores: Scores, n: int) -> str:
     header, experts, noun = scores.header, scores.table.num_rows, f"{scores.unit}s"
     lines = [
         f"{header.method} ({header.aggregate}) of {experts} {noun}, layers {_numbers(scores.layers)}",
-        f"  contrast {header.contrast or 'everything'}: {_side(header, 0)}",
-        f"  against  {header.against or ('everything' if header.tokens[1] else 'nothing')}: {_side(header, 1)}",
+        *(f"  {which:<8} {name}: {_side(header, side)}" for side, (which, name) in enumerate(_names(header))),
         *([f"  within   {header.where}"] if header.where else []),
         f"  null     {_null(header)}",
     ]
@@ -55,6 +54,18 @@ def _numbers(layers: list[int]) -> str:
     """Return layer numbers with runs written as first-last."""
     runs = np.split(layers, np.flatnonzero(np.diff(layers) != 1) + 1)
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _names(header: ScoresHeader) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Return what is compared with what, each as a heading and the words for it."""
+    if header.null == "rotations":
+        return ("markers", header.contrast), ("against", "all other tokens")
+    if header.label and not header.contrast:
+        return ("above", f"the median of {header.label}"), ("below", "or at it")
+    if header.label and header.target is None:
+        return ("best", f"value of {header.contrast}"), ("against", "the second best")
+    against = header.against or ("everything" if header.tokens[1] else "nothing")
+    return ("contrast", header.contrast or "everything"), ("against", against)
 
 
 def _side(header: ScoresHeader, side: int) -> str:
@@ -96,6 +107,8 @@ def _limits(header: ScoresHeader, experts: int) -> list[str]:
     lines = []
     if not header.bootstrap:
         lines.append("Too few documents for intervals and stability: each side needs at least 5.")
+    if header.facts.get("family_wise"):  # q is no false discovery rate, so that experts do not need each other
+        return lines
     together = math.ceil(header.smallest_p * experts / header.alpha * (1 - 1e-12))
     if together > experts:
         lines.append(

@@ -85,8 +85,8 @@ def as_scores(
     else:
         q = q_values(p)
         passes = q <= alpha
-        if traits.least is not None:
-            passes &= score >= traits.least(**options) * (1 - 1e-12)
+        if traits.admits is not None:
+            passes &= traits.admits(score, **options)
     top = top or min(int(passes.sum()), 10) or 10
     resampled = np.concatenate([c.resampled for c in columns], axis=1)  # (samples, experts of the model)
     low, high = intervals(resampled, level=LEVEL) if len(resampled) else np.full((2, len(q)), np.nan)

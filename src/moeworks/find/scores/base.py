@@ -94,7 +94,7 @@ class Traits:
         tail: whether an absolute score is tested or a large one.
         phase: tokens that the method is defined on, unless a clause says otherwise.
         undivided: name of the option that, when False, sums a document's tokens in place of taking their mean.
-        least: from the options to the score below which no expert passes, whatever its q.
+        admits: from scores, (E,), and the options to which experts the method's own rule takes; no other passes.
         report: from scores, the rates of each side or group and their names, and the options, to a `Report`.
     """
 
@@ -104,7 +104,7 @@ class Traits:
     tail: Tail = "both"
     phase: tuple[Phase, ...] | None = None
     undivided: str = ""
-    least: Callable[..., float] | None = None
+    admits: Callable[..., Array] | None = None
     report: Callable[[Scores, Array, tuple[str, ...], dict[str, Any]], Report] | None = None
 
 

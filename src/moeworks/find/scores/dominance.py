@@ -19,10 +19,10 @@ __all__ = ["dominance"]
 Array = NDArray[Any]
 
 
-def _least(*, ratio: float = 2.0) -> float:
+def _admits(score: Array, *, ratio: float = 2.0) -> Array:
     if not ratio >= 1:
         raise BadData(f"a ratio of {ratio} is no dominance; it is 1 or more, 2 in the paper.")
-    return (ratio - 1) / (ratio + 1)
+    return np.asarray((score > 0) & (score >= (ratio - 1) / (ratio + 1) - 1e-12))
 
 
 def _report(scores: Scores, rates: Array, names: tuple[str, ...], options: dict[str, Any]) -> Report:
@@ -47,7 +47,7 @@ def _report(scores: Scores, rates: Array, names: tuple[str, ...], options: dict[
 
 
 @GROUP_SCORES.register("dominance")
-@reads("weights", tail="upper", least=_least, report=_report)
+@reads("weights", tail="upper", admits=_admits, report=_report)
 def dominance(groups: Groups, *, ratio: float = 2.0) -> Array:
     """Return how far one value's routing mass stands above all others', (b, experts), from -1 to 1.
 

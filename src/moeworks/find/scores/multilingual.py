@@ -20,8 +20,8 @@ Array = NDArray[Any]
 TAUS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
-def _least(*, base: str = "en", tau: float = 0.3) -> float:
-    return float(np.nextafter(tau, 2))  # more than tau
+def _admits(score: Array, *, base: str = "en", tau: float = 0.3) -> Array:
+    return np.asarray(score > tau + 1e-12)
 
 
 def _report(scores: Scores, rates: Array, names: tuple[str, ...], options: dict[str, Any]) -> Report:
@@ -41,7 +41,7 @@ def _report(scores: Scores, rates: Array, names: tuple[str, ...], options: dict[
 
 
 @GROUP_SCORES.register("multilingual")
-@reads("runs", aggregate="macro", tail="upper", least=_least, report=_report)
+@reads("runs", aggregate="macro", tail="upper", admits=_admits, report=_report)
 def multilingual(groups: Groups, *, base: str = "en", tau: float = 0.3) -> Array:
     """Return Delta, how much more often an expert runs on a value's texts than on the base's, (b, experts), -1 to 1.
 

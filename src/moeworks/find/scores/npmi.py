@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from moeworks.find.scores.base import SCORES, Side, reads
 
-__all__ = ["normalised_pmi", "npmi"]
+__all__ = ["above_zero", "normalised_pmi", "npmi"]
 
 Array = NDArray[Any]
 
 
-def normalised_pmi(together: Array, marker: Array, expert: Array, total: Array) -> Array:
+def normalised_pmi(together: Array, marker: Array, expert: Array, total: Array | float) -> Array:
     """Return the normalised pointwise mutual information of marker and expert, from -1 to 1.
 
     With k = `together`, M = `marker`, K = `expert`, T = `total` tokens, which broadcast against each other:
@@ -33,8 +33,13 @@ def normalised_pmi(together: Array, marker: Array, expert: Array, total: Array) 
     return np.asarray(np.where(together > 0, value, -1.0))
 
 
+def above_zero(score: Array, **options: Any) -> Array:
+    """Return which experts run more on the marker than elsewhere: others do not belong to it, however sure that is."""
+    return np.asarray(score > 0)
+
+
 @SCORES.register("npmi")
-@reads("runs", aggregate="micro", tail="upper")
+@reads("runs", aggregate="micro", tail="upper", admits=above_zero)
 def npmi(contrast: Side, against: Side) -> Array:
     """Return the nPMI of the tokens of the contrast side, taken as the marker, with each expert, (b, experts).
 
