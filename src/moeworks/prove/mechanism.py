@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData
@@ -68,9 +67,10 @@ def _shares(trace: Trace, operation: Operation, taken: NDArray[np.bool_]) -> dic
     every = trace.rows()
     rows = operation.where.mask(every, trace.request_table()) & taken[every.request]
     if not rows.any():
+        behind = "" if taken.all() else " behind the plan's gate"
         raise BadData(
-            f"'{operation.where}'{'' if taken.all() else ' behind the gate'} takes no token of the texts that were recorded again, so that what {operation.op} "
-            "does there cannot be checked; pass texts that have such tokens."
+            f"'{operation.where}'{behind} takes no token of the texts that were recorded again, so that what "
+            f"{operation.op} does there cannot be checked; pass texts that have such tokens."
         )
     shares: dict[str, float] = {}
     for layer in sorted({address.layer for address in operation.experts}):
