@@ -78,6 +78,7 @@ def test_clean_text_has_one_form() -> None:
         ("ru", "Open the файл", False),  # 4 of 11 letters
         ("zh", "打开文件", True),
         ("zh", "ファイルを開く", False),
+        ("zh", "打开文件设定を保存", False),  # 1 of 9 is kana
         ("ja", "ファイルを開く", True),
         ("ja", "打开这个文件并且保存到磁盘上", False),  # 14 letters and no kana
         ("ko", "1234", True),  # no letters, no language
@@ -132,8 +133,8 @@ def test_chunks_end_at_their_size_and_where_languages_change() -> None:
     alone = {"en": "Nobody knows why the gate was shut in the first place."}
     heading = {"en": "Gates", "de": "Tore", "fr": "Portes"}
     number = {"en": "42"}
-    runs = list(aligned_chunks([heading, both, both, both, alone, number], 100))
-    # The short heading gives up French to join what follows; 5 + 51 + 51 >= 100; languages change before `alone`.
+    runs = list(aligned_chunks([heading, both, both, both, alone, number], 107))
+    # The short heading gives up French to join what follows; 5 + 51 + 51 >= 107; languages change before `alone`.
     assert runs == [
         ([heading, both, both], frozenset({"de"})),
         ([both], frozenset({"de"})),
@@ -146,6 +147,8 @@ def test_numbers_need_no_translation_but_texts_do() -> None:
     number = {"en": "3.5", "de": "3.5"}
     assert list(aligned_chunks([same], 1)) == [([same], frozenset())]
     assert list(aligned_chunks([number], 1)) == [([number], frozenset({"de"}))]
+    text = {"en": "Open the gate", "de": "Öffne das Tor"}
+    assert list(aligned_chunks([text, {"en": "42"}], 100)) == [([text, {"en": "42"}], frozenset())]
 
 
 def test_translations_of_an_unlikely_length_are_left_out() -> None:
@@ -158,10 +161,11 @@ def test_translations_of_an_unlikely_length_are_left_out() -> None:
 
 def test_texts_are_cut_at_lines_paragraphs_and_definitions() -> None:
     assert split_lines("aaa\nbb\ncccc", 5) == ["aaa\nbb", "cccc"]
+    assert split_lines("aa\nbbbb", 5) == ["aa", "bbbb"]
     assert join(["aaa", "bb", "cccc"], 5) == ["aaa\n\nbb", "cccc"]
     assert join([], 5) == []
-    code = "int a;\n  x\n\nint b;\nint c;"
-    assert code_chunks(code, 8, C_START) == ["int a;\n  x", "int b;\nint c;"]
+    code = "int a;\n  x\n  y\n\nint b;\nint c;"
+    assert code_chunks(code, 8, C_START) == ["int a;\n  x\n  y", "int b;\nint c;"]
 
 
 def test_a_text_is_taken_once_in_a_language() -> None:
@@ -198,9 +202,25 @@ def test_a_parallel_text_shares_group_and_place() -> None:
     }
 
 
+def test_a_parallel_text_is_new_as_a_whole_or_not_at_all() -> None:
+    first = {"en": "The king of the hills spoke to his people.", "de": "Der König der Berge sprach zu seinem Volk."}
+    second = {"en": "Nobody in the great hall dared to answer.", "de": "Niemand in der Halle wagte zu antworten."}
+    other = {"en": first["en"], "de": "Es sprach der König der Berge zum Volk."}
+    collector = Collector()
+    collector.add_document(Document("one", "stories", [first], in_all("s==1"), in_all("MIT")))
+    collector.add_document(Document("two", "stories", [other], in_all("s==1"), in_all("MIT"), distinct=False))
+    collector.add_document(Document("three", "stories", [first, second], in_all("s==1"), in_all("MIT")))
+    assert [(each.doc, each.text) for each in collector.records] == [
+        ("one", first["en"]),
+        ("one", first["de"]),
+        ("three", second["en"]),
+        ("three", second["de"]),
+    ]
+
+
 def test_two_per_cent_of_the_groups_are_held_out_in_all_languages() -> None:
     records = [
-        record(f"{lang} {place}", f"a/{place}", group=f"a/{place}#0", n_langs=2, lang=lang)
+        record(f"{lang} {place}" * 10 ** (place % 4), f"a/{place}", group=f"a/{place}#0", n_langs=2, lang=lang)
         for place in range(150)
         for lang in ("en", "de")
     ]
@@ -212,13 +232,13 @@ def test_two_per_cent_of_the_groups_are_held_out_in_all_languages() -> None:
 
 def test_documents_are_held_out_by_bytes_and_whole_and_few_are_not_split() -> None:
     records = [record(f"{place:03} {part}" * 2, f"b/{place}") for place in range(100) for part in "xy"]
-    large = record("z" * 1000, "b/large")  # more than twice the 2 % of 100 * 20 + 1000 bytes
+    large = record("z" * 1000, "b/large12")  # first by hash, but more than twice the 2 % of all
     few = [record(f"few {place}", f"few/{place}") for place in range(4)]
     records += [large, *few]
     held = {each.doc for each, is_held in zip(records, held_out(records), strict=True) if is_held}
     assert len(held) == 3  # documents of 20 bytes until there are 60
     assert all(doc.startswith("b/") for doc in held)
-    assert "b/large" not in held
+    assert "b/large12" not in held
 
 
 def corpus(collector: Collector, out: Path) -> dict[str, list[dict[str, object]]]:
@@ -256,6 +276,7 @@ def test_a_corpus_has_no_text_in_both_splits_and_is_the_same_twice(
 def test_a_cut_writing_leaves_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collector = Collector()
     collector.add(record("All men are free.", "a"))
+    write_corpus(collector.records, {}, tmp_path)
 
     def cut(path: Path, target: Path) -> None:
         if path.name == "heldout":
