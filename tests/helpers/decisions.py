@@ -27,6 +27,7 @@ class Text:
     document: str = ""
     generated: int = 0
     spans: Sequence[Any] = field(default_factory=tuple)
+    tokens: Sequence[int] | None = None  # token ids; 0, 1, 2, … if left out
 
 
 def write_texts(
@@ -57,7 +58,7 @@ def write_texts(
             phase = np.where(np.arange(n) < n - text.generated, 0, 1)
             out.write(
                 RecordedRows(
-                    rows=Rows(np.full(n, i), np.arange(n), np.arange(n), phase),
+                    rows=Rows(np.full(n, i), np.arange(n), np.asarray(text.tokens or np.arange(n)), phase),
                     ids={layer: np.asarray(text.ids[layer]) for layer in layers},
                     weights={layer: np.asarray(given[layer], np.float32) for layer in layers},
                     logits={k: np.asarray(v, np.float32) for k, v in text.logits.items()} if text.logits else None,

@@ -10,8 +10,10 @@ from scipy.stats import entropy
 
 from helpers.decisions import Text, write_texts
 from helpers.traces import make_trace
+from moeworks.engines.fake import FakeEngine, null_examples, planted_examples
 from moeworks.errors import MoeworksError
 from moeworks.stats import divergence
+from moeworks.stats.divergence import _false_discovery
 from moeworks.where import Where
 
 
@@ -104,7 +106,7 @@ def test_the_planted_language_diverges_where_it_is_planted(tmp_path):
 
 
 def test_a_small_memory_budget_gives_the_same_numbers(tmp_path):
-    trace = make_trace(tmp_path / "t", layers=(0, 1, 2), labels={"lang": ["en", "fr"]})
+    trace = make_trace(tmp_path / "t", requests=12, layers=(0, 1, 2), labels={"lang": ["en", "fr"]})
     assert divergence(trace).equals(divergence(trace, budget_bytes=1))
 
 
@@ -136,3 +138,74 @@ def test_what_cannot_be_compared_is_refused(tmp_path, options, message):
     trace = make_trace(tmp_path / "t", labels={"lang": ["en", "fr"]})
     with pytest.raises(MoeworksError, match=message):
         divergence(trace, **options)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_p_is_calibrated_where_labels_mean_nothing(tmp_path, pairs):
+    """Documents have topics of their own, labels are of no matter: p is uniform by its definition.
+
+    40 nulls: the share of p ≤ .2 is .2 with a standard error of .063; 3 of them are allowed.
+    """
+    p = []
+    for seed in range(10):
+        trace = make_trace(
+            tmp_path / str(seed), requests=24, rows_per_request=[5, 30], layers=(0, 1, 2, 3), topic=1.0, seed=seed,
+            labels={"lang": ["en", "fr"] if pairs else ["en", "en", "fr", "fr"]},
+            requests_per_document=2 if pairs else 1,
+        )  # fmt: skip
+        rows = divergence(trace, permutations=199, bootstrap=10, seed=seed).to_pylist()
+        assert {row["grouping"] for row in rows} == {"documents" if pairs else "pooled"}
+        p += [row["p"] for row in rows]
+    assert np.mean(np.array(p) <= 0.2) == pytest.approx(0.2, abs=0.19)
+    assert np.mean(np.array(p) <= 0.8) == pytest.approx(0.8, abs=0.19)
+
+
+def test_few_documents_go_through_all_arrangements(tmp_path):
+    """By hand: 2 + 2 one-hot documents, en on expert 0, fr on 1. Of 6 arrangements 2 give ln 2 (1), 4 give 0.
+
+    Chance is 1/3, and so is p but for the draws; with fewer than 5 documents there is no interval.
+    """
+    texts = [
+        Text({"lang": lang}, {0: [[expert]] * 3}, document=f"{lang}{i}")
+        for lang, expert in (("en", 0), ("fr", 1))
+        for i in (0, 1)
+    ]
+    (line,) = divergence(write_texts(tmp_path / "t", texts), permutations=3000).to_pylist()
+    assert line["divergence"] == line["pooled"] == pytest.approx(1)
+    assert line["chance"] == pytest.approx(1 / 3, abs=0.04)
+    assert line["p"] == line["q"] == pytest.approx(1 / 3, abs=0.04)
+    assert math.isnan(line["low"])
+    assert math.isnan(line["high"])
+
+
+def test_interval_of_paired_documents_is_that_of_their_mean(tmp_path):
+    """Outside truth: half of 40 documents diverge fully, half not at all; the mean's standard error is .5 / √40."""
+    texts = [
+        Text({"lang": lang}, {0: [[i % 2 if lang == "fr" else 0]] * 2}, document=f"d{i}")
+        for i in range(40)
+        for lang in ("en", "fr")
+    ]
+    (line,) = divergence(write_texts(tmp_path / "t", texts), bootstrap=2000).to_pylist()
+    assert line["divergence"] == pytest.approx(0.5)
+    assert line["high"] - line["low"] == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(40), rel=0.08)
+    assert line["normalised_high"] - line["normalised_low"] == pytest.approx(
+        0.5 * (line["high"] - line["low"]), rel=0.01
+    )  # ln 2 / ln 4 for disjoint one-hot distributions
+
+
+def test_fake_engine_plant_passes_and_nothing_else_does(tmp_path):
+    """Planted: one expert of one layer hears shouting; plain texts with the same labels differ by chance only."""
+    options = {"label": "side", "base": "against", "permutations": 999}
+    engine = FakeEngine("single")
+    rows = divergence(engine.record(planted_examples(24), tmp_path / "planted"), **options).to_pylist()
+    planted = engine.planted[0].layer
+    best = max(rows, key=lambda row: row["pooled"] - row["chance"])
+    assert best["layer"] == planted
+    assert best["q"] <= 0.01
+    null = divergence(engine.record(null_examples(24), tmp_path / "null"), **options).to_pylist()
+    assert min(row["q"] for row in null) > 0.05
+
+
+def test_q_values_by_hand():
+    """Benjamini and Hochberg: p .01, .04, .03 of 3 → .03, .04, .04 (.045 for the second smallest is cut to .04)."""
+    assert _false_discovery(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.04, 0.04])
