@@ -37,7 +37,7 @@ class Unembedding:
     `capped` says that the model squashes its logits after that (Gemma); what is said here is then before the squashing.
     """
 
-    rows: Tensor  # (V, H), the model's own
+    rows: Tensor  # (V, H) float32, a copy where the model's own are not: half precision would tie the tokens
     norm: nn.Module
     gain: Tensor  # (H,) float32
     shift: Tensor  # (H,) float32, 0 in most models
@@ -73,7 +73,7 @@ class Unembedding:
             sign: -1 for those that point most against it.
         """
         tokens, scores = [], []
-        for part in directions.split(max(1, _CHUNK_BYTES // (4 * len(self.rows)))):
+        for part in torch.split(directions, max(1, _CHUNK_BYTES // (4 * len(self.rows)))):
             logits = self.logits(part)  # (part, V)
             logits -= logits.mean(-1, keepdim=True)  # the same as centring the rows
             best = (sign * logits).topk(min(top, len(self.rows)), -1)
@@ -114,7 +114,7 @@ def unembedding_of(engine: TransformersEngine) -> Unembedding:
         raise Unsupported("something else than a single norm stands before the unembedding of this model.")
     gain, shift, eps, centred = _rule_of(norms[found[-1]], head.weight)
     factor, capped = _factor(raw.float(), logits.float())
-    return Unembedding(head.weight.detach(), norms[found[-1]], gain, shift, eps, centred, factor, capped)
+    return Unembedding(head.weight.detach().float(), norms[found[-1]], gain, shift, eps, centred, factor, capped)
 
 
 def _keep(outputs: dict[int, Tensor], index: int) -> Any:
