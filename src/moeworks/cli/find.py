@@ -114,8 +114,9 @@ def command(
     }  # fmt: skip
     _check_source(source, method, probe, {**asked, **settings})
     options = named_values(option)
+    told: dict[str, Any] = {}
     if probe:
-        scores, told = _from_model(source, method, probe, engine, device, dtype, seed, options), {}
+        scores = _from_model(source, method, probe, engine, device, dtype, seed, options)
     else:
         given = {name: value for name, value in settings.items() if value is not None}
         scores, told = _from_trace(source, method, asked, {**given, **options}, seed)
