@@ -37,6 +37,7 @@ class LayerShape(_Frozen):
     top_k: int = Field(description="experts chosen for each token")
     contract: Contract | None = Field(None, description="the rule, if it was proved at load time")
     opaque: str = Field("", description="why there is no proved contract; empty where there is one")
+    neurons: int | None = Field(None, description="neurons of each expert, if that is known")
 
 
 class ModelIdentity(_Frozen):

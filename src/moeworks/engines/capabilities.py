@@ -20,6 +20,7 @@ ABILITIES = (
     "scale",
     "top_k",
     "replay",
+    "neurons",
     "gates on routing",
     "gates on the residual",
     "score answers and texts",

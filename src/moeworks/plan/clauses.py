@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from moeworks.address import Address
+from moeworks.address import Address, NeuronAddress
 from moeworks.errors import BadPlan
-from moeworks.plan.schema import Operation, Plan, Replay, TopK
+from moeworks.plan.schema import Neurons, Operation, Plan, Replay, TopK
 from moeworks.where import Where
 
-__all__ = ["can_meet", "intersect", "listed", "narrow", "narrowed", "token_part", "touches"]
+__all__ = ["can_meet", "intersect", "listed", "narrow", "narrowed", "token_part", "touches", "units"]
 
 _SETS = ("phase", "role", "token", "layer")
 
@@ -56,8 +56,13 @@ def token_part(where: Where) -> Where:
 
 
 def listed(operation: Operation) -> tuple[Address, ...]:
-    """Return the experts that an operation lists; none for those that hold for whole layers."""
+    """Return the experts that an operation lists or whose neurons it lists; none if it holds for whole layers."""
     return () if isinstance(operation, (TopK, Replay)) else operation.experts
+
+
+def units(operation: Operation) -> tuple[Address, ...] | tuple[NeuronAddress, ...]:
+    """Return what an operation lists, experts or neurons, in its own order; none if it holds for whole layers."""
+    return operation.neurons if isinstance(operation, Neurons) else listed(operation)
 
 
 def touches(operation: Operation, layer: int) -> bool:

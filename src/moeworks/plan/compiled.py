@@ -13,7 +13,7 @@ from moeworks.artefact import LayerShape, ModelIdentity
 from moeworks.errors import BadPlan
 from moeworks.plan.clauses import narrowed, token_part, touches
 from moeworks.plan.neurons import NeuronStep
-from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Replay, Scale, TopK
+from moeworks.plan.schema import Add, Demote, Mask, Neurons, Operation, Plan, Promote, Replay, Scale, TopK
 from moeworks.where import Where
 
 __all__ = ["CompiledEdit", "LayerEdit", "WeightStep", "compile_layer", "compile_plan", "widened"]
@@ -85,6 +85,7 @@ def compile_layer(operations: Sequence[Operation], layer: int, experts: int) -> 
     }
     masks: list[WeightStep] = []
     scales: list[WeightStep] = []
+    inside: list[NeuronStep] = []
     top_k: int | None = None
     replay: Replay | None = None
     touching = [operation for operation in operations if touches(operation, layer)]
@@ -114,9 +115,30 @@ def compile_layer(operations: Sequence[Operation], layer: int, experts: int) -> 
                 _multiply(masks, listed, 0.0, experts, operation.renormalise)
             case Scale():
                 _multiply(scales, listed, operation.factor, experts, operation.renormalise)
+            case Neurons():
+                inside += _steps(operation, layer)
     if not touching:
         return None
-    return LayerEdit(**vectors, weight_steps=(*masks, *scales), top_k=top_k, replay=replay)
+    return LayerEdit(**vectors, weight_steps=(*masks, *scales), top_k=top_k, replay=replay, neurons=tuple(inside))
+
+
+def _steps(operation: Neurons, layer: int) -> list[NeuronStep]:
+    """Return the operation's steps in one layer, one for each expert."""
+    numbers = {name: np.asarray(values, np.float64) for name, values in operation.numbers().items()}  # (s,) each
+    places: dict[int, list[int]] = {}
+    for place, neuron in enumerate(operation.neurons):
+        if neuron.layer == layer:
+            places.setdefault(neuron.expert, []).append(place)
+    return [
+        NeuronStep(
+            expert=expert,
+            site=operation.site,
+            action=operation.action,
+            neurons=np.array([operation.neurons[place].neuron for place in here], np.int64),
+            numbers={name: values[here] for name, values in numbers.items()},
+        )
+        for expert, here in places.items()
+    ]
 
 
 def _multiply(steps: list[WeightStep], listed: list[int], factor: float, experts: int, renormalise: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from moeworks.errors import BadPlan
-from moeworks.plan.clauses import listed, narrowed
+from moeworks.plan.clauses import narrowed, units
 from moeworks.plan.files import plan_hash, plan_header
 from moeworks.plan.guards import check
 from moeworks.plan.schema import Operation, Plan, Provenance
@@ -68,9 +68,9 @@ def compose(*plans: Plan) -> Plan:
 
 
 class Change(NamedTuple):
-    """What one plan does to an expert on some tokens and another does not; empty where it does nothing."""
+    """What one plan does to an expert or neuron on some tokens and another does not; empty where it does nothing."""
 
-    subject: str  # an address, `all experts`, or the name of a setting of the plan
+    subject: str  # an address of an expert or neuron, `all experts`, or the name of a setting of the plan
     where: str  # clause of the tokens, empty for all
     before: str
     after: str
@@ -123,7 +123,7 @@ def _effects(plan: Plan) -> dict[tuple[str, str], str]:
     """Return (subject, clause) → what is done, for each expert and for the plan's settings."""
     found: dict[tuple[str, str], list[str]] = {}
     for operation in narrowed(plan):
-        for subject in map(str, listed(operation) or ("all experts",)):
+        for subject in map(str, units(operation) or ("all experts",)):
             found.setdefault((subject, str(operation.where)), []).append(in_short(operation))
     effects = {key: "; ".join(sorted(done)) for key, done in found.items()}
     model = plan.header.model

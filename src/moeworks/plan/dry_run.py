@@ -7,7 +7,7 @@ later layers see, and that only a run shows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class LayerReport:
     takeover: dict[int, float]  # other expert → gain of its share, largest first, where it can be said
     not_reproduced: int  # rows left out: their logits do not give the recorded experts (near-ties, or an edited run)
     unknown: str = ""  # why something cannot be said
+    neurons: dict[int, int] = field(default_factory=dict)  # expert → how many of its neurons change where it runs
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class _Count:
     def _reason(self, trace: Trace) -> str:
         """Return why the reference cannot be run on this layer, or an empty string."""
         contract = self.shape.contract
-        assert contract is not None  # or the guard had refused the plan
+        if contract is None:  # the guard lets only operations on neurons through
+            return f"the router has no proved contract ({self.shape.opaque or 'no reason is given'})"
         if any(edit.replay is not None for _, edit in self.edits):
             return "what a replayed trace would bring is seen in that trace"
         if not trace.header.logits:
@@ -185,6 +187,7 @@ class _Count:
             listed |= edit.add_spread != 0
             for step in edit.weight_steps:
                 listed |= step.factor != 1
+            listed[[step.expert for step in edit.neurons]] = True
         known = not self.reason
         said = known or self.by_guarantee
         # Without logits, an expert that is not pinned in some rows may take over there, if anything is refilled at all.
@@ -203,6 +206,7 @@ class _Count:
             takeover={int(e): float(gains[e]) for e in takers},
             not_reproduced=self.not_reproduced,
             unknown=self.reason,
+            neurons={expert: len(numbers) for expert, numbers in sorted(_neurons(self.edits).items())},
         )
 
 
@@ -218,6 +222,15 @@ def _running(ids: Array, weights: Array, experts: int) -> Array:
     row, slot = np.nonzero(weights)
     running[row, ids[row, slot]] = True
     return running
+
+
+def _neurons(edits: Sequence[tuple[int, LayerEdit]]) -> dict[int, set[int]]:
+    """Return which neurons of which expert change under any clause."""
+    found: dict[int, set[int]] = {}
+    for _, edit in edits:
+        for step in edit.neurons:
+            found.setdefault(step.expert, set()).update(step.neurons.tolist())
+    return found
 
 
 def _pins(edits: list[tuple[LayerEdit, Array]], experts: int) -> tuple[Array, Array]:
@@ -246,6 +259,9 @@ def _line(report: LayerReport) -> str:
         for expert, share in report.share_before.items()
     ]
     text += f"; {', '.join(shares)}" if shares else ""
+    if report.neurons:
+        inside = ", ".join(f"{count} of E{expert}" for expert, count in report.neurons.items())
+        text += f"; neurons change where their expert runs: {inside}"
     takers = [f"E{expert} +{gain:.1%}" for expert, gain in list(report.takeover.items())[:5]]
     text += f"; taken over by {', '.join(takers)}" if takers else ""
     if report.not_reproduced:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from moeworks.artefact import LayerShape, ModelIdentity
 from moeworks.errors import BadPlan
-from moeworks.plan.clauses import can_meet, listed, narrow, narrowed, token_part, touches
+from moeworks.plan.clauses import can_meet, listed, narrow, narrowed, token_part, touches, units
 from moeworks.plan.gate import gate_problems
 from moeworks.plan.limits import selection_problems
-from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Replay, Scale, TopK
+from moeworks.plan.schema import Add, Demote, Mask, Neurons, Operation, Plan, Promote, Replay, Scale, TopK
 
 __all__ = ["check", "expected_touch", "problems"]
 
@@ -109,9 +109,11 @@ def _operation_problems(operation: Operation, plan: Plan, shapes: dict[int, Laye
         elif not _exists(address, shapes):
             last = shapes[address.layer].experts - 1
             yield f"{address} does not exist; layer {address.layer} has experts 0 to {last}."
-    twice = sorted(address for address, count in Counter(experts).items() if count > 1)
+    twice = sorted(unit for unit, count in Counter(units(operation)).items() if count > 1)
     if twice:
         yield f"lists {', '.join(map(str, twice))} more than once."
+    if isinstance(operation, Neurons):
+        yield from _neuron_problems(operation, shapes)
     if not any(operation.where.takes_layer(address.layer) for address in experts):
         yield "touches nothing: its clause leaves out the layers of all its experts."
     if isinstance(operation, Scale) and operation.renormalise and operation.factor < 0:
@@ -119,7 +121,19 @@ def _operation_problems(operation: Operation, plan: Plan, shapes: dict[int, Laye
     turned_down = set(experts) & set(plan.protected) if _turns_down(operation) else set()
     if turned_down and not plan.allow_protected:
         names = ", ".join(map(str, sorted(turned_down)))
-        yield f"turns down protected experts: {names}; leave them out, or set allow_protected."
+        what = "changes neurons of" if isinstance(operation, Neurons) else "turns down"
+        yield f"{what} protected experts: {names}; leave them out, or set allow_protected."
+
+
+def _neuron_problems(operation: Neurons, shapes: dict[int, LayerShape]) -> Iterator[str]:
+    for layer in sorted({neuron.layer for neuron in operation.neurons} & shapes.keys()):
+        known = shapes[layer].neurons
+        if known is None:
+            yield f"how many neurons the experts of layer {layer} have is not known, so that none can be named."
+            continue
+        beyond = [str(n) for n in operation.neurons if n.layer == layer and n.neuron >= known]
+        if beyond:
+            yield f"{', '.join(beyond)} does not exist; experts of layer {layer} have neurons 0 to {known - 1}."
 
 
 def _turns_down(operation: Operation) -> bool:
@@ -128,6 +142,8 @@ def _turns_down(operation: Operation) -> bool:
             return operation.strength < 0
         case Scale():
             return operation.factor < 1
+        case Neurons():
+            return operation.action != "scale" or min(operation.numbers()["factor"]) < 1
         case _:
             return isinstance(operation, (Demote, Mask))
 
@@ -150,7 +166,7 @@ def _layer_problems(operations: Sequence[Operation], identity: ModelIdentity) ->
 
 def _possible(operations: Sequence[Operation], shape: LayerShape) -> Iterator[str]:
     """What the router itself rules out."""
-    if operations and shape.contract is None:
+    if shape.contract is None and not all(isinstance(operation, Neurons) for operation in operations):
         yield f"nothing can be edited, the router has no proved contract ({shape.opaque or 'no reason is given'})."
     elif shape.contract is not None and shape.contract.hashed:
         moves = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from moeworks.artefact import LayerShape
 from moeworks.contract import Contract
 from moeworks.plan.clauses import listed, token_part
-from moeworks.plan.schema import Demote, Mask, Operation, Promote, Replay, Scale, TopK
+from moeworks.plan.schema import Demote, Mask, Neurons, Operation, Promote, Replay, Scale, TopK
 
 __all__ = ["selection_problems"]
 
@@ -32,6 +33,7 @@ def selection_problems(operations: Sequence[Operation], shape: LayerShape) -> It
     if shape.contract is not None and shape.contract.groups > 1:
         yield from _group_problems(up, out, most, shape.contract)
     yield from _replay_problems(operations)
+    yield from _neuron_problems(operations, shape)
     reweighing = [o for o in operations if isinstance(o, Scale) or (isinstance(o, Mask) and not o.refill)]
     if len({o.renormalise for o in reweighing}) > 1 and len({str(token_part(o.where)) for o in reweighing}) > 1:
         yield "operations of clauses that may hold for the same token disagree on renormalise; make them agree."
@@ -70,10 +72,25 @@ def _replay_problems(operations: Sequence[Operation]) -> Iterator[str]:
     if len({(replay.trace, replay.weights) for replay in replays}) > 1:
         yield "two replays may hold for the same token; keep one."
     others = [
-        o.op for o in operations if not isinstance(o, (Replay, Scale)) and not (isinstance(o, Mask) and not o.refill)
+        o.op
+        for o in operations
+        if not isinstance(o, (Replay, Scale, Neurons)) and not (isinstance(o, Mask) and not o.refill)
     ]
     if replays and others:
         yield f"replay comes instead of every other selection; it cannot hold beside {', '.join(sorted(set(others)))}."
+
+
+def _neuron_problems(operations: Sequence[Operation], shape: LayerShape) -> Iterator[str]:
+    counts = Counter(
+        (neuron, o.site)
+        for o in operations
+        if isinstance(o, Neurons)
+        for neuron in set(o.neurons)
+        if neuron.layer == shape.layer
+    )
+    twice = sorted(f"{neuron} ({site})" for (neuron, site), count in counts.items() if count > 1)
+    if twice:
+        yield f"{', '.join(twice)} is changed by two operations that may hold for the same token; keep one."
 
 
 def _listed(operations: Sequence[Operation], shape: LayerShape) -> set[int]:

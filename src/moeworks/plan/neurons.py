@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 
-__all__ = ["NUMBERS", "SITES", "Action", "NeuronStep", "Site", "apply_step", "apply_steps"]
+__all__ = ["NUMBERS", "OWN", "SITES", "Action", "NeuronStep", "Site", "apply_step", "apply_steps"]
 
 Array = NDArray[Any]
 Action = Literal["zero", "scale", "reflect", "clamp"]
@@ -36,6 +36,7 @@ Site = Literal["gate", "up", "key"]
 SITES: tuple[Site, ...] = ("gate", "up", "key")
 # Action → the numbers that it needs. A new action has a line here, a formula in `apply_step` and one in the torch twin.
 NUMBERS: dict[Action, tuple[str, ...]] = {"zero": (), "scale": ("factor",), "reflect": ("mean",), "clamp": ("value",)}
+OWN = ("mean",)  # numbers that are statistics of a neuron, so that another one cannot take them over
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

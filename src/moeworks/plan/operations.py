@@ -19,6 +19,7 @@ of operation act in this order, whatever their order in the plan; within a kind,
 9. `mask` without refill: weight 0 in the experts' slots (MoTE, arXiv 2502.11096). `renormalise` multiplies the
    remaining weights so that the token's total is as before; a total of 0 stays 0.
 10. `scale`: weight × factor (RICE, arXiv 2505.14681). `renormalise` keeps the token's total.
+11. `neurons` is no part of the decision: `moeworks.plan.neurons` says what it does inside the experts that run.
 
 Rows on which no operation is active keep the router's own decision; where other rows have more slots, theirs beyond k
 have weight 0. Where several clauses take the same token, its operations count as one list: all clauses' edits of one

@@ -5,15 +5,17 @@ This one source validates plans, generates their JSON schema and fills the docs 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from moeworks.address import Address, parse_address
+from moeworks.address import Address, NeuronAddress, parse_address, parse_neuron
 from moeworks.artefact import Header
 from moeworks.errors import BadData
 from moeworks.plan.evidence import Evidence
 from moeworks.plan.gate import Gate
+from moeworks.plan.neurons import NUMBERS, Action, Site
 from moeworks.where import Where
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Demote",
     "ExpertAddress",
     "Mask",
+    "NeuronId",
+    "Neurons",
     "Operation",
     "Plan",
     "Promote",
@@ -43,6 +47,21 @@ ExpertAddress = Annotated[
     BeforeValidator(_address, json_schema_input_type=str),
     PlainSerializer(str, return_type=str),
 ]
+
+
+def _neuron(value: Any) -> Any:
+    try:
+        return parse_neuron(value) if isinstance(value, str) else value
+    except BadData as error:
+        raise ValueError(str(error)) from None
+
+
+NeuronId = Annotated[
+    NeuronAddress,
+    BeforeValidator(_neuron, json_schema_input_type=str),
+    PlainSerializer(str, return_type=str),
+]
+Numbers = float | tuple[float, ...]
 Experts = Annotated[tuple[ExpertAddress, ...], Field(min_length=1, description="such as L12.E37")]
 
 
@@ -118,8 +137,49 @@ class Replay(_Operation):
     weights: bool = Field(True, description="replay the weights too, or take them from the router's scores")
 
 
+class Neurons(_Operation):
+    """Change values of neurons inside experts wherever these run; which experts run in the layer stays."""
+
+    op: Literal["neurons"] = "neurons"
+    neurons: tuple[NeuronId, ...] = Field(min_length=1, description="such as L3.E5.N17")
+    action: Action = Field(description="v becomes 0, factor * v, 2 * mean - v, or value")
+    site: Site = Field(
+        "key", description="pre-activation of the gate or of the up projection, or what the down projection reads"
+    )
+    factor: Numbers | None = Field(None, description="of `scale`: one number, or one for each neuron")
+    value: Numbers | None = Field(None, description="of `clamp`: one number, or one for each neuron")
+    mean: Numbers | None = Field(None, description="of `reflect`: one number, or one for each neuron")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        needed = NUMBERS[self.action]
+        for name in sorted({name for names in NUMBERS.values() for name in names}):
+            given = getattr(self, name)
+            if (given is None) == (name in needed):
+                raise ValueError(f"action '{self.action}' {'needs' if given is None else 'has no'} {name}")
+            if isinstance(given, tuple) and len(given) != len(self.neurons):
+                raise ValueError(f"{name} has {len(given)} numbers for {len(self.neurons)} neurons")
+        return self
+
+    @property
+    def experts(self) -> tuple[Address, ...]:
+        """The experts that the neurons belong to, in the order in which they are first named."""
+        return tuple(dict.fromkeys(neuron.inside for neuron in self.neurons))
+
+    def numbers(self) -> dict[str, tuple[float, ...]]:
+        """Return the action's numbers by name, one for each neuron."""
+        given = {name: getattr(self, name) for name in NUMBERS[self.action]}
+        return {name: n if isinstance(n, tuple) else (n,) * len(self.neurons) for name, n in given.items()}
+
+    def keep(self, places: Sequence[int]) -> Neurons:
+        """Return the operation on the neurons at these places of its list, with their numbers."""
+        numbers = {name: getattr(self, name) for name in NUMBERS[self.action]}
+        cut = {name: tuple(n[i] for i in places) for name, n in numbers.items() if isinstance(n, tuple)}
+        return self.model_copy(update={"neurons": tuple(self.neurons[i] for i in places), **cut})
+
+
 Operation = Annotated[
-    Promote | Demote | Add | Mask | Scale | TopK | Replay,
+    Promote | Demote | Add | Mask | Scale | TopK | Replay | Neurons,
     Field(discriminator="op"),
 ]
 

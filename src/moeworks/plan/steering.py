@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from moeworks.address import Address
 from moeworks.errors import BadData, BadPlan, did_you_mean
-from moeworks.plan.clauses import listed
+from moeworks.plan.clauses import units
 from moeworks.plan.files import plan_header
 from moeworks.plan.guards import check
 from moeworks.plan.limits import selection_problems
 from moeworks.plan.policies.base import POLICIES, Count, Manner, Op, Unit, Wanted, manner_of
-from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Provenance, Replay, Scale, TopK
+from moeworks.plan.schema import (
+    Add,
+    Demote,
+    Mask,
+    Neurons,
+    Operation,
+    Plan,
+    Promote,
+    Provenance,
+    Replay,
+    Scale,
+    TopK,
+)
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -130,10 +142,10 @@ def with_amount(plan: Plan, *, experts: int | None = None, strength: float | Non
     """Return the same plan at another dose.
 
     Args:
-        plan: whose operations list experts in rank order, as those of `steer` do.
-        experts: how many stay: prefixes of the rankings, nested from dose to dose, in proportion where several
+        plan: whose operations list experts, or neurons, in rank order, as those of `steer` do.
+        experts: how many experts (of operations on neurons: neurons) stay: prefixes of the rankings, nested from dose to dose, in proportion where several
             operations list experts.
-        strength: the new absolute strength of every `add`, and factor of every `scale`.
+        strength: the new absolute strength of every `add`, and factor of every `scale`, that of neurons included.
 
     Raises:
         BadData: there are fewer experts, or nothing has a strength.
@@ -141,26 +153,32 @@ def with_amount(plan: Plan, *, experts: int | None = None, strength: float | Non
     operations: list[Operation] = list(plan.operations)
     if experts is not None:
         places = sorted(
-            ((rank + 0.5) / len(listed(operation)), index)
+            ((rank + 0.5) / len(units(operation)), index)
             for index, operation in enumerate(operations)
-            for rank in range(len(listed(operation)))
+            for rank in range(len(units(operation)))
         )
         if not 0 <= experts <= len(places):
             raise BadData(f"the plan lists {len(places)} experts; {experts} of them is not possible.")
         kept = Counter(index for _, index in places[:experts])
         operations = [_first(operation, kept[index]) for index, operation in enumerate(operations)]
-        operations = [o for o in operations if isinstance(o, (TopK, Replay)) or o.experts]
+        operations = [o for o in operations if isinstance(o, (TopK, Replay)) or units(o)]
     if strength is not None:
         if not math.isfinite(strength):
             raise BadData(f"a strength of {strength} is not finite.")
-        if not any(isinstance(operation, (Add, Scale)) for operation in operations):
+        if not any(_has_strength(operation) for operation in operations):
             raise BadData("no operation of the plan has a strength; vary the number of experts.")
         operations = [_with_strength(operation, strength) for operation in operations]
     return plan.model_copy(update={"operations": tuple(operations), "evidence": None})
 
 
 def _first(operation: Operation, count: int) -> Operation:
-    return operation.model_copy(update={"experts": listed(operation)[:count]} if listed(operation) else {})
+    if isinstance(operation, Neurons):
+        return operation.keep(range(count))
+    return operation.model_copy(update={"experts": units(operation)[:count]} if units(operation) else {})
+
+
+def _has_strength(operation: Operation) -> bool:
+    return isinstance(operation, (Add, Scale)) or (isinstance(operation, Neurons) and operation.action == "scale")
 
 
 def _with_strength(operation: Operation, strength: float) -> Operation:
@@ -169,6 +187,8 @@ def _with_strength(operation: Operation, strength: float) -> Operation:
             return Add(**{**dict(operation), "strength": -strength if operation.strength < 0 else strength})
         case Scale():
             return Scale(**{**dict(operation), "factor": strength})
+        case Neurons(action="scale"):
+            return operation.model_copy(update={"factor": strength})
         case _:
             return operation
 

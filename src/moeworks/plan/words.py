@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moeworks.address import Address
+from moeworks.address import Address, NeuronAddress
 from moeworks.plan.clauses import listed
 from moeworks.plan.evidence import Evidence
 from moeworks.plan.files import plan_hash
 from moeworks.plan.gate import gate_in_words
-from moeworks.plan.schema import Add, Demote, Mask, Operation, Plan, Promote, Replay, Scale, TopK
+from moeworks.plan.schema import Add, Demote, Mask, Neurons, Operation, Plan, Promote, Replay, Scale, TopK
 from moeworks.where import Where
 
 __all__ = ["explain", "in_short"]
+
+SHOWN = 20  # neurons that a sentence names; the plan names all
 
 
 def explain(plan: Plan) -> str:
@@ -38,7 +40,7 @@ def explain(plan: Plan) -> str:
 
 
 def in_short(operation: Operation) -> str:
-    """Return what an operation does to one of its experts, in a few words."""
+    """Return what an operation does to one of its experts or neurons, in a few words."""
     match operation:
         case Promote() | Demote():
             return f"{operation.op}, margin {operation.margin:g}"
@@ -52,6 +54,8 @@ def in_short(operation: Operation) -> str:
             return f"top_k {operation.k}"
         case Replay():
             return f"replay {operation.trace}{'' if operation.weights else ', ids only'}"
+        case Neurons():
+            return f"{operation.site}: {_change(operation)}"
 
 
 def _total(operation: Mask | Scale) -> str:
@@ -102,6 +106,41 @@ def _sentences(operation: Operation) -> str:
         case Replay():
             what = "experts and weights" if operation.weights else "experts (not the weights)"
             return f"Use the {what} that the trace {operation.trace} has for a token in place of the router's decision."
+        case Neurons():
+            site = {
+                "gate": "pre-activation of the gate",
+                "up": "pre-activation of the up projection",
+                "key": "key (what the down projection reads)",
+            }[operation.site]
+            return (
+                f"Inside {experts}: of {_neurons(operation.neurons)}, the {site} is changed wherever their expert runs "
+                f"({_change(operation)}). Which experts run in these layers stays, and so do their weights."
+            )
+
+
+def _change(operation: Neurons) -> str:
+    """Return the formula with its numbers: one number, or the range of those of all neurons."""
+    numbers = {name: _range(values) for name, values in operation.numbers().items()}
+    match operation.action:
+        case "zero":
+            return "set to 0"
+        case "scale":
+            return f"times {numbers['factor']}"
+        case "reflect":
+            return f"mirrored about {numbers['mean']}"
+        case "clamp":
+            return f"set to {numbers['value']}"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}, each its own"
+
+
+def _neurons(neurons: Sequence[NeuronAddress]) -> str:
+    names = ", ".join(map(str, sorted(neurons)[:SHOWN]))
+    more = f", … and {len(neurons) - SHOWN} more" if len(neurons) > SHOWN else ""
+    return f"neuron {names}" if len(neurons) == 1 else f"{len(neurons)} neurons ({names}{more})"
 
 
 def _experts(addresses: Sequence[Address]) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 
 from moeworks.address import Address
 from moeworks.plan import Plan, Replay, TopK, with_amount
+from moeworks.plan.clauses import units
 from moeworks.plan.guards import problems
-from moeworks.plan.schema import Operation
+from moeworks.plan.schema import Neurons, Operation
 
 if TYPE_CHECKING:
     from moeworks.artefact import ModelIdentity
@@ -20,8 +21,8 @@ __all__ = ["amounts_of", "at_amount", "listed_experts"]
 
 
 def listed_experts(plan: Plan) -> int:
-    """Return how many experts the plan's operations list, those listed twice counted twice."""
-    return sum(len(operation.experts) for operation in plan.operations if not isinstance(operation, (TopK, Replay)))
+    """Return how many experts and neurons the plan's operations list, those listed twice counted twice."""
+    return sum(len(units(operation)) for operation in plan.operations)
 
 
 def amounts_of(plan: Plan, doses: Sequence[float], *, longer: bool) -> list[int]:
@@ -50,14 +51,19 @@ def at_amount(plan: Plan, amount: int, identity: ModelIdentity, scores: Scores |
 
 
 def _one_more(plan: Plan, scores: Scores, identity: ModelIdentity) -> Plan | None:
-    """Give the operation that grew least its next expert: the strongest with the sign of those that it lists."""
+    """Give the operation that grew least its next expert: the strongest with the sign of those that it lists.
+
+    Operations on neurons do not grow: None where there is one.
+    """
+    if any(isinstance(operation, Neurons) for operation in plan.operations):
+        return None
     score = {
         Address(int(layer), int(expert)): float(value)
         for layer, expert, value in zip(
             scores.column("layer"), scores.column("expert"), scores.column("score"), strict=True
         )
     }
-    listing = [o for o in plan.operations if not isinstance(o, (TopK, Replay))]
+    listing = [o for o in plan.operations if not isinstance(o, (TopK, Replay, Neurons))]
     taken = {address for operation in listing for address in operation.experts} | set(plan.protected)
     for operation in sorted(listing, key=lambda o: len(o.experts)):
         sign = np.sign(np.median([score.get(address, 0.0) for address in operation.experts]))
@@ -70,7 +76,7 @@ def _one_more(plan: Plan, scores: Scores, identity: ModelIdentity) -> Plan | Non
 
 
 def _with_expert(plan: Plan, operation: Operation, address: Address) -> Plan:
-    if isinstance(operation, (TopK, Replay)):
+    if isinstance(operation, (TopK, Replay, Neurons)):
         return plan
     grown = operation.model_copy(update={"experts": (*operation.experts, address)})
     operations = tuple(grown if o is operation else o for o in plan.operations)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from moeworks.engines.progress import Progress
 from moeworks.errors import BadData, BadPlan, Unsupported
 from moeworks.plan import Plan, bottom_of, check, matched_random, plan_hash
-from moeworks.plan.clauses import narrowed
+from moeworks.plan.clauses import listed, narrowed, units
 from moeworks.plan.evidence import Control, Dose, Evidence, Interval
-from moeworks.plan.schema import Add, Operation, Promote, Replay, Scale, TopK
+from moeworks.plan.schema import Add, Neurons, Operation, Promote, Scale
 from moeworks.probes import neutral_texts
 from moeworks.probes.check import side_of
 from moeworks.prove.damage import Neutral
@@ -194,6 +194,8 @@ def _turns_up(operation: Operation) -> bool:
             return operation.strength > 0
         case Scale():
             return operation.factor > 1
+        case Neurons(action="scale"):
+            return min(operation.numbers()["factor"]) > 1
         case _:
             return False
 
@@ -241,16 +243,18 @@ def _random_plans(engine: Engine, plan: Plan, controls: int, seed: int) -> tuple
 
 
 def _sorted(plan: Plan) -> Plan:
-    """Return the plan with each operation's experts in order of address: the same plan for the same experts."""
-    operations = tuple(
-        o if isinstance(o, (TopK, Replay)) else o.model_copy(update={"experts": tuple(sorted(o.experts))})
-        for o in plan.operations
-    )
-    return plan.model_copy(update={"operations": operations})
+    """Return the plan with each operation's list in order of address: the same plan for the same experts or neurons."""
+
+    def in_order(operation: Operation) -> Operation:
+        if isinstance(operation, Neurons):
+            return operation.keep(sorted(range(len(operation.neurons)), key=operation.neurons.__getitem__))
+        return operation.model_copy(update={"experts": tuple(sorted(listed(operation)))} if listed(operation) else {})
+
+    return plan.model_copy(update={"operations": tuple(map(in_order, plan.operations))})
 
 
 def _control(name: str, plan: Plan, effects: Array) -> Control:
-    experts = tuple(str(a) for o in plan.operations if not isinstance(o, (TopK, Replay)) for a in o.experts)
+    experts = tuple(str(unit) for operation in plan.operations for unit in units(operation))
     return Control(name=name, seed=plan.header.seed, effect=float(effects.mean()), experts=experts)
 
 

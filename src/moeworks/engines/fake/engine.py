@@ -19,7 +19,7 @@ from moeworks.artefact import EngineIdentity, LayerShape, ModelIdentity, hash_te
 from moeworks.contract import Contract
 from moeworks.engines.base import Answer, Generation, ModelSize, TokenScores
 from moeworks.engines.fake.gating import opened, widened_pass
-from moeworks.engines.fake.network import build_network
+from moeworks.engines.fake.network import NEURONS, build_network
 from moeworks.engines.fake.plants import plant_experts
 from moeworks.engines.fake.record import write_batch
 from moeworks.engines.fake.run import Model, generate_tokens
@@ -84,7 +84,7 @@ class FakeEngine:
             weight_hash=_weight_hash(self._model),
             tokenizer_hash="bytes",
             layers=tuple(
-                LayerShape(layer=layer, experts=rule.experts, top_k=rule.top_k, contract=rule)
+                LayerShape(layer=layer, experts=rule.experts, top_k=rule.top_k, contract=rule, neurons=NEURONS)
                 for layer in range(layers)
             ),
         )

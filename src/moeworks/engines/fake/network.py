@@ -19,6 +19,7 @@ from moeworks.contract import Contract, Decision, decide
 from moeworks.engines.fake.plants import REST, Plant
 from moeworks.engines.fake.words import TOPICS, write_sentences
 from moeworks.errors import BadData
+from moeworks.plan.neurons import Site
 
 __all__ = [
     "END",
@@ -34,6 +35,7 @@ __all__ = [
 
 Array = NDArray[Any]
 Decide = Callable[[int, Array], Decision]  # (index of the layer, logits (n, E)) → what the router decides
+Inside = Callable[[int, Site, Array], Array]  # (index of the layer, site, values (n, E, m)) → values in their place
 
 END = 256  # the token that closes a text; 0 to 255 are bytes
 VOCABULARY = 257
@@ -169,8 +171,8 @@ def predict(network: Network, last: Array) -> Array:
     return _log_softmax(last @ network.unembedding.T)
 
 
-def last_residual(network: Network, residual: Array, route: Decide) -> Array:
-    """Return the normalised residual after all layers, (n, d).
+def last_residual(network: Network, residual: Array, route: Decide, inside: Inside | None = None) -> Array:
+    """Return the normalised residual after all layers, (n, d); `inside` may change values of neurons.
 
     Routers hear the tokens only, not what experts wrote: an expert that a planted one pushes out changes nothing in
     later layers' routing, so that the plant is the whole truth about which experts rise.
@@ -178,7 +180,7 @@ def last_residual(network: Network, residual: Array, route: Decide) -> Array:
     heard = _normalise(residual)
     for layer in range(len(network.router)):
         decision = route(layer, heard @ network.router[layer].T)
-        written = _experts(network, layer, _normalise(residual), decision)
+        written = _experts(network, layer, _normalise(residual), decision, inside)
         residual = _on_grid(residual + written, RESIDUAL_GRID)
     return _normalise(residual)
 
@@ -191,16 +193,25 @@ def _normalise(residual: Array) -> Array:
     return _on_grid(normed, RESIDUAL_GRID)
 
 
-def _experts(network: Network, layer: int, normed: Array, decision: Decision) -> Array:
+def _experts(network: Network, layer: int, normed: Array, decision: Decision, inside: Inside | None) -> Array:
     ids, weights = decision.ids, decision.weights.astype(np.float64)
-    hidden = normed @ network.up[layer].reshape(-1, WIDTH).T  # (n, E m)
-    hidden = np.maximum(hidden, 0.0).reshape(len(normed), -1, NEURONS)  # (n, E, m)
+    hidden = (normed @ network.up[layer].reshape(-1, WIDTH).T).reshape(len(normed), -1, NEURONS)  # (n, E, m)
+    hidden = np.maximum(_changed(inside, layer, "up", hidden), 0.0)
+    hidden = _changed(inside, layer, "key", hidden)
     chosen = np.take_along_axis(hidden, ids[..., None].astype(np.intp), axis=1)  # (n, k, m)
     outputs = np.einsum("nkm,nkdm->nkd", chosen, network.down[layer][ids])  # (n, k, d)
     total = np.zeros_like(normed)
     for slot in range(ids.shape[1]):  # in the router's order: this sum is the only one that rounds
         total += weights[:, slot, None] * outputs[:, slot]
     return total
+
+
+def _changed(inside: Inside | None, layer: int, site: Site, values: Array) -> Array:
+    """Return the values with what is changed in them on the grid; what is not changed stays as it is."""
+    if inside is None:
+        return values
+    new = inside(layer, site, values)
+    return np.where(new == values, values, _on_grid(new, RESIDUAL_GRID))
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.contract import Contract, Decision, decide
-from moeworks.engines.fake.network import END, Network, last_residual, layer_values, predict, residual_of
+from moeworks.engines.fake.network import END, Inside, Network, last_residual, layer_values, predict, residual_of
 from moeworks.engines.fake.replay import Replays
 from moeworks.engines.transformers.tokens import Prepared, request_table
+from moeworks.errors import Unsupported
 from moeworks.plan.compiled import CompiledEdit
+from moeworks.plan.neurons import Site, apply_step
 from moeworks.plan.operations import apply_edits
 from moeworks.where import PHASES, Requests, Rows
 
@@ -81,8 +83,36 @@ class Model:
             logits[layer] = z.astype(np.float32)
             return Decision(ids[layer], weights[layer])
 
-        predictions = predict(self.network, last_residual(self.network, residual, route))
+        predictions = predict(self.network, last_residual(self.network, residual, route, _inside(edits, masks)))
         return Pass(rows, predictions, ids, weights, logits)
+
+
+def _inside(edits: Sequence[CompiledEdit], masks: Sequence[Array | None]) -> Inside | None:
+    """Return what changes inside experts, or None where nothing does.
+
+    Raises:
+        Unsupported: a gate is to be changed; these experts have none.
+    """
+    steps = {
+        (layer, index): edit.layers[layer].neurons
+        for index, edit in enumerate(edits)
+        for layer in edit.layers
+        if edit.layers[layer].neurons
+    }
+    if any(step.site == "gate" for here in steps.values() for step in here):
+        raise Unsupported("the experts of the fake engine have no gate; change the site 'up' or 'key'.")
+    if not steps:
+        return None
+
+    def change(layer: int, site: Site, values: Array) -> Array:
+        new = values.copy()  # (n, E, m)
+        for (place, index), here in steps.items():
+            for step in here:
+                if (place, step.site) == (layer, site):
+                    new[:, step.expert] = apply_step(step, new[:, step.expert], masks[index])
+        return new
+
+    return change
 
 
 def generate_tokens(

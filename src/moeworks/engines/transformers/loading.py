@@ -12,6 +12,7 @@ import torch
 
 from moeworks.artefact import LayerShape, ModelIdentity
 from moeworks.errors import BadData, Unsupported
+from moeworks.families.expert_weights import expert_weights
 from moeworks.lab import LAB_MODELS, lab_path
 
 if TYPE_CHECKING:
