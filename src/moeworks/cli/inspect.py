@@ -1,23 +1,125 @@
-"""`moeworks inspect`: a model's routers, their contracts, and what they hold."""
+"""`moeworks inspect`: a model's routers, their contracts, and what they hold; or what a trace says of its routing."""
 
 from __future__ import annotations
 
-from moeworks.cli.options import Device, Dtype, EngineName, Json, Model, open_engine
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from moeworks.cli.options import Device, Dtype, EngineName, Json, Seed, named_values, open_engine
+
+What = Literal[
+    "balance",
+    "committee",
+    "confidence",
+    "divergence",
+    "drops",
+    "repetition",
+    "saturation",
+    "token_dependence",
+    "token_overlap",
+]
 
 
 def command(
-    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A model (`lab`, a local folder, a Hub id, `fake`) or a trace's folder.",
+            show_default=False,
+        ),
+    ],
     engine: EngineName = "",
     device: Device = "",
     dtype: Dtype = "",
+    what: Annotated[
+        What | None, typer.Option("--what", help="Diagnostic of a trace; balance, unless given.", show_default=False)
+    ] = None,
+    where: Annotated[str, typer.Option("--where", help="Tokens and layers of the trace that count.")] = "",
+    label: Annotated[
+        str | None, typer.Option("--label", help="Label whose values are told apart: divergence, drops, committee.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Value of the label that others are compared with: divergence.")
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", metavar="STEP=TRACE", help="Earlier trace, for saturation; repeatable."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Option of the diagnostic; repeatable.")
+    ] = None,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Show a model's routers and contracts, proven or why not, its experts, parameters and bytes."""
+    """Show a model's routers and contracts, proven or why not, or a diagnostic of a trace beside its chance level.
+
+    A model: routers, experts, parameters and bytes. A trace: one number a layer (and label), with the level it has by
+    chance and its interval from resampled documents; --json has all columns.
+    """
+    traced = Path(source, "trace.json").is_file() or Path(source, "progress.json").is_file()
+    if traced or what is not None:
+        _refuse(source, engine=engine, device=device, dtype=dtype)
+        _diagnose(
+            source, what or "balance", where=where, label=label, base=base, checkpoint=checkpoint or [], seed=seed,
+            option=option, json=json,
+        )  # fmt: skip
+        return
     from moeworks.cli.output import print_json
+    from moeworks.errors import BadData
     from moeworks.inspect import inspect
 
-    found = inspect(open_engine(model, engine, device=device, dtype=dtype))
+    if where or label or base or checkpoint or option:
+        raise BadData(
+            f"{source} is no trace's folder; --where, --label, --base, --checkpoint and --option are for one."
+        )
+    found = inspect(open_engine(source, engine, device=device, dtype=dtype))
     if json:
         print_json(found)
     else:
         print(found)
+
+
+def _refuse(source: str, **given: str) -> None:
+    from moeworks.errors import BadData
+
+    named = [f"--{name}" for name, value in given.items() if value]
+    if named:
+        raise BadData(f"{', '.join(named)} is for a model, but {source} is looked at as a trace; leave it out.")
+
+
+def _diagnose(
+    source: str,
+    what: str,
+    *,
+    where: str,
+    label: str | None,
+    base: str | None,
+    checkpoint: list[str],
+    option: list[str] | None,
+    seed: int,
+    json: bool,
+) -> None:
+    from moeworks.cli.output import print_json, print_table
+    from moeworks.errors import BadData
+    from moeworks.stats.diagnostics import DIAGNOSTICS, diagnose, shown
+    from moeworks.trace import Trace
+    from moeworks.where import Where
+
+    trace, options, checkpoints = Trace.open(source), named_values(option), {}
+    for word in checkpoint:
+        step, equals, path = word.partition("=")
+        if not (equals and path and step.isdecimal()):
+            raise BadData(f"'{word}' is not a checkpoint; write step=TRACE, as in 1000=traces/step-1000.")
+        checkpoints[int(step)] = Trace.open(path)
+    table = diagnose(
+        trace, what, where=Where.parse(where), label=label, base=base, checkpoints=checkpoints, seed=seed, **options
+    )
+    if json:
+        facts = {"trace": source, "model": trace.header.model and trace.header.model.name, "where": where}
+        print_json({"what": what, **facts, "options": options, "seed": seed, "rows": table.to_pylist()})
+        return
+    print_table(*shown(what, table))
+    print(f"\n{DIAGNOSTICS[what].reading}.")
