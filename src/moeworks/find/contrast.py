@@ -103,7 +103,7 @@ def find(
     entries = enter(trace, sides, within=within, factors=factors)
     null = None if against is None else Null(entries)
     if null is not None and aggregate == "micro":
-        _refuse_unequal_pairs(entries)
+        refuse_unequal_pairs(entries)
     most = max(permutations, math.ceil(sum(layers.values()) / alpha)) if refine else permutations
     samples = bootstrap if min(entries.documents[: 2 if null else 1]) >= FEWEST else 0
 
@@ -208,7 +208,7 @@ def _known(name: str, value: str | None, known: str) -> bool:
     return value is not None
 
 
-def _refuse_unequal_pairs(entries: Entries) -> None:
+def refuse_unequal_pairs(entries: Entries) -> None:
     """Refuse pooled pairs of very unequal sides: swapping a short side for a long one is no exchange of like things.
 
     With 1 token against 200 in each of 60 documents, 21 % of true nulls get p at most 0.01; document means

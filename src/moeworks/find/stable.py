@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,9 @@ from moeworks.address import Address
 from moeworks.errors import BadData, did_you_mean
 from moeworks.find.amounts import sum_reads
 from moeworks.find.artefact import COLUMNS, Scores, ScoresHeader
-from moeworks.find.null import Null, Progress, smallest_p
+from moeworks.find.contrast import refuse_unequal_pairs
+from moeworks.find.null import Null, Progress, p_values, q_values, smallest_p
+from moeworks.find.scores import risk_difference
 from moeworks.find.scores.base import Aggregate
 from moeworks.find.sides import AGAINST, CONTRAST, Sides, enter
 from moeworks.find.tabulate import FEWEST, check_numbers, clause_of, sealed
@@ -49,7 +52,8 @@ def select_stable(
     most_used: int | None = None,
     subsets: int = 50,
     aggregate: Aggregate = "micro",
-    permutations: int = 200,
+    permutations: int = 1000,
+    refine: bool = True,
     alpha: float = 0.05,
     within: str | None = None,
     seed: int = 0,
@@ -65,10 +69,9 @@ def select_stable(
 
     The score of the control group is the share of resamplings that take an expert on the contrast side minus that on
     the other, of the detection group the smaller of the two. Experts that run everywhere are stable on both sides: a
-    detection group is no evidence of anything by itself, so it has no null and nothing passes. In the control group an
-    expert passes if it belongs to it and if, when whole documents change sides, no expert of the model scores as high
-    more often than in `alpha` of the arrangements (q is this family-wise p, which the largest score of each
-    arrangement gives; stricter than a false discovery rate).
+    detection group is no evidence of anything by itself, so it has no null and nothing passes. Belonging to the
+    control group is none either (the last of the most used come and go), so that an expert passes if it belongs to it
+    and if it runs more on the contrast side than where whole documents change sides: p and q are of that difference.
 
     Source: SAFEx (arXiv 2506.17368), by summaries [secondary], which do not say how many are taken: here an eighth
     of all experts unless given. Memory: documents × experts of the model × 8 bytes.
@@ -89,37 +92,30 @@ def select_stable(
     if min(entries.documents) < FEWEST:
         raise BadData(f"a side has {min(entries.documents)} documents; resampling them needs at least {FEWEST}.")
     null = Null(entries)
+    most = max(permutations, math.ceil(experts / alpha)) if refine else permutations
     values = sum_reads(trace, sides.rows(trace, entries), entries.tokens, layers, "runs")  # (n, E)
     sizes = entries.tokens.astype(np.float64)
-    if aggregate == "macro":
+    if aggregate == "micro":
+        refuse_unequal_pairs(entries)
+    else:
         values, sizes = values / sizes[:, None], np.ones(len(entries))
     rng = np.random.default_rng([seed, 2])
     times = [rng.multinomial(n, np.full(n, 1 / n), size=subsets).astype(np.float64) for n in entries.documents]
 
-    def shares(on_contrast: Array) -> tuple[Array, Array]:
-        """Return in which share of the resamplings each expert is among the most used of each side, (E,) each."""
-        first, second = (
-            _among_most_used(drawn, values[mine], sizes[mine], count)
-            for drawn, mine in zip(times, (on_contrast, ~on_contrast), strict=True)
-        )
-        return first, second
-
-    first, second = shares(entries.side == CONTRAST)
+    first, second = (
+        _among_most_used(drawn, values[mine], sizes[mine], count)
+        for drawn, mine in zip(times, (entries.side == CONTRAST, entries.side == AGAINST), strict=True)
+    )  # share of the resamplings in which each expert is among the most used of each side, (E,) each
     stable, other = first == 1, second == 1
-    p = np.full(experts, np.nan)
-    q, passes, score = p, np.zeros(experts, bool), np.minimum(first, second)
+    q = p = np.full(experts, np.nan)
+    passes, score, drawn = np.zeros(experts, bool), np.minimum(first, second), 0
     if group == "control":
-        score = first - second
-        exceeded, beaten = np.ones(experts), np.ones(experts)  # the observed arrangement is one of them
-        rng = np.random.default_rng([seed, 1])
-        for done in range(permutations):
-            drawn = np.subtract(*shares(null.draw(rng, 1)[0] > 0.5))
-            exceeded += drawn >= score
-            beaten += drawn.max() >= score
-            if progress is not None:
-                progress("permutations", done + 1, permutations)
-        p, q = exceeded / (permutations + 1), beaten / (permutations + 1)
-        passes = stable & ~other & (q <= alpha)
+        tested = p_values(
+            null, values, sizes, risk_difference, permutations=permutations, most=most, seed=seed, tail="upper",
+            progress=progress,
+        )  # fmt: skip
+        p, q, drawn = tested.p, q_values(tested.p), tested.drawn
+        score, passes = first - second, stable & ~other & (q <= alpha)
     layer = np.repeat(list(layers), list(layers.values())).astype(np.int32)
     expert = np.concatenate([np.arange(width, dtype=np.int32) for width in layers.values()])
     gone = np.full(experts, np.nan)
@@ -134,7 +130,7 @@ def select_stable(
         f"other side too (detection group), {len(control)} not (control group)."
     )
     tokens = [int(entries.tokens[entries.side == side].sum()) for side in (CONTRAST, AGAINST)]
-    tested = group == "control"
+    claims = group == "control"
     header = ScoresHeader(
         moeworks=__version__,
         model=trace.header.model,
@@ -151,12 +147,12 @@ def select_stable(
         documents=entries.documents,
         pairs=entries.pairs,
         tokens=(tokens[0], tokens[1]),
-        null=null.kind if tested else "none",
+        null=null.kind if claims else "none",
         within=within,
-        permutations=permutations if tested else 0,
-        drawn=permutations if tested else 0,
-        exhaustive=False,
-        smallest_p=smallest_p(null, 0, permutations, tail="upper") if tested else 1.0,
+        permutations=permutations if claims else 0,
+        drawn=drawn,
+        exhaustive=claims and null.arrangements <= permutations,
+        smallest_p=smallest_p(null, permutations, most, tail="upper") if claims else 1.0,
         alpha=alpha,
         bootstrap=subsets,
         top=count,
@@ -165,7 +161,6 @@ def select_stable(
         facts={
             "detection": [str(address) for address in detection],
             "control": [str(address) for address in control],
-            "family_wise": True,
         },
         notes=(note,),
     )

@@ -107,8 +107,6 @@ def _limits(header: ScoresHeader, experts: int) -> list[str]:
     lines = []
     if not header.bootstrap:
         lines.append("Too few documents for intervals and stability: each side needs at least 5.")
-    if header.facts.get("family_wise"):  # q is no false discovery rate, so that experts do not need each other
-        return lines
     together = math.ceil(header.smallest_p * experts / header.alpha * (1 - 1e-12))
     if together > experts:
         lines.append(
