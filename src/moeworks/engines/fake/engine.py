@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks import __version__
-from moeworks.address import Address
+from moeworks.address import Address, NeuronAddress
 from moeworks.artefact import EngineIdentity, LayerShape, ModelIdentity, hash_texts
 from moeworks.contract import Contract
 from moeworks.engines.base import Answer, Generation, ModelSize, TokenScores
@@ -47,7 +47,10 @@ class FakeEngine:
     more likely. Capitals and small letters are the same to everything else in the model.
 
     Args:
-        plant: `single` (one expert), `spread` (over five) or `none`.
+        plant: one of `PLANTS`: `single` (one expert), `spread` (over five), `pair` (two that must act together),
+            `neurons` (inside an expert that runs on both sides alike), `routing` (only which expert runs differs),
+            `residual` (no expert at all), `topic`, `length` and `token` (no expert either, and routing follows
+            something else that the texts of `plant_probe` have in common with the behaviour), or `none`.
         contract: the rule of all routers; by default softmax, the top 2, renormalised.
         layers: number of layers.
         experts: number of experts a layer, where no contract is given.
@@ -55,7 +58,11 @@ class FakeEngine:
         context: longest text in bytes.
 
     Attributes:
-        planted: the experts that carry the behaviour.
+        planted: the experts that carry the behaviour: turning them down turns it down.
+        planted_neurons: the neurons of theirs that write it.
+        acting: those of the planted that write it where it is on.
+        rising: those of the planted that run more where the behaviour is on, which a score of routing can find.
+        confounded: experts that run more on the contrast side of the plant's probe and carry nothing.
     """
 
     def __init__(
@@ -71,6 +78,10 @@ class FakeEngine:
         rule = contract or Contract(experts=experts, top_k=2, renormalise=True)
         planted = plant_experts(plant, layers=layers, experts=rule.experts, top_k=rule.top_k, seed=seed)
         self.planted: tuple[Address, ...] = planted.experts
+        self.planted_neurons: tuple[NeuronAddress, ...] = planted.neurons
+        self.acting: tuple[Address, ...] = planted.acting
+        self.rising: tuple[Address, ...] = planted.rising
+        self.confounded: tuple[Address, ...] = planted.confounded
         self.context = context
         self.tokenizer = ByteTokenizer()
         self._model = Model(build_network(planted, rule, layers=layers, seed=seed), rule)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.contract import Contract, Decision, decide
-from moeworks.engines.fake.plants import REST, Plant
-from moeworks.engines.fake.words import TOPICS, write_sentences
+from moeworks.engines.fake.plants import CALL, HALF, REST, Plant
+from moeworks.engines.fake.words import LONG, MARKS, TOPICS, topic_letters, write_sentences
 from moeworks.errors import BadData
 from moeworks.plan.neurons import Site
 
@@ -39,8 +39,12 @@ Inside = Callable[[int, Site, Array], Array]  # (index of the layer, site, value
 
 END = 256  # the token that closes a text; 0 to 255 are bytes
 VOCABULARY = 257
-BEHAVIOUR, SIGNATURE, CONSTANT, CONTENT = 0, 1, 2, 3  # residual: three named directions, then the content
-WIDTH, NEURONS = 24, 4
+# The residual: named directions before and after the content. LATE is 1 some way into a text, MARKED on other spaces
+# and stops; only plants that are confounded with length or token identity have a router that hears them.
+BEHAVIOUR, SIGNATURE, CONSTANT, LATE, MARKED = 0, 1, 2, 24, 25
+CONTENT = slice(3, 24)
+WIDTH, NEURONS = 26, 4
+CONTENT_WIDTH = CONTENT.stop - CONTENT.start
 RECENT = 8  # tokens over which the behaviour is heard
 SHOUT = -3.0  # logits of shouted letters where nothing writes the signature
 SMALL, CAPITAL = np.arange(97, 123), np.arange(65, 91)
@@ -71,23 +75,26 @@ def build_network(plant: Plant, contract: Contract, *, layers: int, seed: int) -
     if contract.hashed:
         raise BadData("the fake engine has no hash tables; take a contract with hashed=False.")
     generator = np.random.default_rng([seed, 0])
-    content = WIDTH - CONTENT
+    content = CONTENT_WIDTH
     shouted = np.zeros(VOCABULARY)  # (V,)
     shouted[CAPITAL], shouted[SMALL] = 1.0, -1.0
 
     embedding = np.zeros((VOCABULARY, WIDTH))  # (V, d)
-    embedding[:, CONTENT:] = generator.normal(size=(VOCABULARY, content))
+    embedding[:, CONTENT] = generator.normal(size=(VOCABULARY, content))
     embedding[CAPITAL] = embedding[SMALL]  # capitals carry the same content, so that only the behaviour differs
+    for plain, mark in MARKS.items():
+        embedding[ord(mark)] = embedding[ord(plain)]
+        embedding[ord(mark), MARKED] = 1.0
     embedding[:, CONSTANT] = 1.0
 
     experts = contract.experts
     router = np.zeros((layers, experts, WIDTH))  # (L, E, d)
-    router[..., CONTENT:] = generator.normal(size=(layers, experts, content)) / np.sqrt(content)
+    router[..., CONTENT] = generator.normal(size=(layers, experts, content)) / np.sqrt(content)
     router[..., CONSTANT] = generator.normal(size=(layers, experts)) * 0.3
     up = np.zeros((layers, experts, NEURONS, WIDTH))  # (L, E, m, d)
-    up[..., CONTENT:] = generator.normal(size=(layers, experts, NEURONS, content)) / np.sqrt(content)
+    up[..., CONTENT] = generator.normal(size=(layers, experts, NEURONS, content)) / np.sqrt(content)
     down = np.zeros((layers, experts, WIDTH, NEURONS))  # (L, E, d, m)
-    down[..., CONTENT:, :] = generator.normal(size=(layers, experts, content, NEURONS))
+    down[..., CONTENT, :] = generator.normal(size=(layers, experts, content, NEURONS))
     bias = generator.normal(size=(layers, experts)) * 0.05
     expert_scale = 1.0 + generator.normal(size=(layers, experts)) * 0.1
 
@@ -107,11 +114,11 @@ def _read_out(network: Network, contract: Contract, seed: int) -> Array:
         last = last_residual(network, residual_of(network, tokens), own_decision(network, contract))[:-1]
         np.add.at(sums, tokens[1:], last)
         counts += np.bincount(tokens[1:], minlength=VOCABULARY)
-        squares += (last[:, CONTENT:] ** 2).sum()
-    means = (sums / np.maximum(counts, 1)[:, None])[:, CONTENT:]  # (V, d - 3)
+        squares += (last[:, CONTENT] ** 2).sum()
+    means = (sums / np.maximum(counts, 1)[:, None])[:, CONTENT]  # (V, d - 3)
     within = (squares - (counts[:, None] * means**2).sum()) / (counts.sum() * means.shape[1])  # variance a direction
     unembedding = np.zeros((VOCABULARY, WIDTH))
-    unembedding[:, CONTENT:] = means / within
+    unembedding[:, CONTENT] = means / within
     unembedding[:, CONSTANT] = np.log((counts + 0.01) / counts.sum()) - (means**2).sum(-1) / (2 * within)
     unembedding[CAPITAL] = unembedding[SMALL]
     unembedding[CAPITAL, CONSTANT] += SHOUT
@@ -120,14 +127,50 @@ def _read_out(network: Network, contract: Contract, seed: int) -> Array:
 
 
 def _put(plant: Plant, network: Network) -> None:
+    router, up, down = network.router, network.up, network.down
     for (layer, expert), call in plant.calls.items():
-        network.router[layer, expert, BEHAVIOUR] = call
-        network.router[layer, expert, CONSTANT] = REST
-    for (layer, expert), strength in plant.writes.items():
-        network.up[layer, expert, 0] = 0.0
-        network.up[layer, expert, 0, BEHAVIOUR] = 1.0  # the first neuron fires where the behaviour is on
-        network.down[layer, expert, :, 0] = 0.0
-        network.down[layer, expert, SIGNATURE, 0] = strength
+        router[layer, expert, BEHAVIOUR], router[layer, expert, CONSTANT] = call, REST
+    for (layer, expert), call in plant.off_calls.items():
+        router[layer, expert, BEHAVIOUR], router[layer, expert, CONSTANT] = -call, call + REST
+    for (layer, expert), call in plant.standing.items():
+        router[layer, expert, CONTENT] = 0.0  # chosen for nothing
+        router[layer, expert, CONSTANT] = call
+    for (layer, expert), confound in plant.hears.items():
+        router[layer, expert, CONSTANT] = REST
+        if confound == "topic":
+            router[layer, expert, CONTENT] = _on_grid(_topic_direction(network.embedding), PARAMETER_GRID)
+            router[layer, expert, CONSTANT] = 0.0
+        else:
+            router[layer, expert, LATE if confound == "length" else MARKED] = CALL
+    states = list(plant.states)
+    for layer, expert in states[1:]:  # experts that differ in what they state, and in nothing else
+        up[layer, expert], down[layer, expert] = up[states[0]], down[states[0]]
+    for place, strength in plant.writes.items():
+        _write(network, place, plant.neuron, strength, reads={BEHAVIOUR: 1.0})
+    for place, strength in plant.states.items():
+        _write(network, place, plant.neuron, strength, reads={CONSTANT: 1.0})
+    for place, strength in plant.relays.items():
+        _write(network, place, plant.neuron, strength, reads={SIGNATURE: 1 / HALF})
+    network.unembedding[:, BEHAVIOUR] = plant.direct * network.shouted
+
+
+def _write(network: Network, place: tuple[int, int], neuron: int, strength: float, *, reads: dict[int, float]) -> None:
+    """Let a neuron read named directions and nothing else, and write the signature and nothing else."""
+    network.up[*place, neuron] = 0.0
+    for direction, factor in reads.items():
+        network.up[*place, neuron, direction] = factor
+    network.down[*place, :, neuron] = 0.0
+    network.down[*place, SIGNATURE, neuron] = strength
+
+
+def _topic_direction(embedding: Array) -> Array:
+    """Return the content, (content,), that tells the first half of the topics from the second, as router weights.
+
+    Its scale moves the logits of the mean text of either half to + and - 2.
+    """
+    shares = np.stack([topic_letters(topic) for topic in range(TOPICS)])  # (topics, 26)
+    direction = (shares[: TOPICS // 2].mean(0) - shares[TOPICS // 2 :].mean(0)) @ embedding[SMALL][:, CONTENT]
+    return np.asarray(direction * 4 / (direction**2).sum())
 
 
 def residual_of(network: Network, tokens: Array) -> Array:
@@ -143,8 +186,9 @@ def residual_of(network: Network, tokens: Array) -> Array:
     recent = (before - before[np.maximum(place - 4, 0)]) / 4
     topic = before / np.maximum(place, 1)[:, None]
     residual = own.copy()
-    residual[:, CONTENT:] += (0.5 * recent + topic)[:, CONTENT:]
+    residual[:, CONTENT] += (0.5 * recent + topic)[:, CONTENT]
     balance = np.concatenate([[0.0], np.cumsum(network.shouted[tokens])])  # (n + 1,)
+    residual[:, LATE] = place >= LONG
     residual[:, BEHAVIOUR] = balance[1:] > balance[np.maximum(place + 1 - RECENT, 0)]
     return _on_grid(residual, RESIDUAL_GRID)
 
@@ -188,8 +232,8 @@ def last_residual(network: Network, residual: Array, route: Decide, inside: Insi
 def _normalise(residual: Array) -> Array:
     """Return the residual with its content at a root mean square of 1; the named directions stay."""
     normed = residual.copy()
-    content = residual[:, CONTENT:]
-    normed[:, CONTENT:] /= np.sqrt((content**2).mean(-1, keepdims=True) + 1e-6)
+    content = residual[:, CONTENT]
+    normed[:, CONTENT] /= np.sqrt((content**2).mean(-1, keepdims=True) + 1e-6)
     return _on_grid(normed, RESIDUAL_GRID)
 
 

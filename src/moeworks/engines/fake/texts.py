@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from moeworks.engines.fake.words import TOPICS, write_sentences
+from moeworks.engines.fake.plants import PLANTS
+from moeworks.engines.fake.words import MARKS, TOPICS, write_sentences
+from moeworks.errors import BadData, did_you_mean
 from moeworks.examples import Example, Span
 from moeworks.probes import Item, Metric, Probe, ProbeHeader, split_of
 
-__all__ = ["neutral_examples", "null_examples", "null_probe", "planted_examples", "planted_probe"]
+__all__ = [
+    "neutral_examples",
+    "null_examples",
+    "null_probe",
+    "plant_examples",
+    "plant_probe",
+    "planted_examples",
+    "planted_probe",
+]
+
+MOSTLY = 0.9  # share of the documents whose topic is one of their side's, where topic is the confound
 
 
 def planted_examples(documents: int, *, seed: int = 0) -> list[Example]:
@@ -44,11 +56,80 @@ def null_probe(documents: int = 160, *, seed: int = 0) -> Probe:
     return _probe("null", "nothing: both sides are drawn from the same texts", null_examples(documents, seed=seed))
 
 
-def _probe(name: str, behaviour: str, examples: list[Example]) -> Probe:
-    texts = [
+def plant_examples(plant: str, documents: int, *, seed: int = 0) -> list[Example]:
+    """Return the documents for one of `PLANTS`, shouted on the contrast side (but for `none`) and labelled by side.
+
+    Where the plant is a confound the two sides differ in something else too. `topic`: nine tenths of the contrast side
+    have one of the first three topics, nine tenths of the other side one of the others. `length`: eight or nine
+    sentences on the contrast side, one or two on the other. `token`: `_` and `!` on the contrast side, spaces and full
+    stops on the other, which the model takes for the same thing in all but one direction of its residual.
+    """
+    if plant not in PLANTS:
+        raise BadData(f"no plant is called '{plant}'; {did_you_mean(plant, PLANTS)}")
+    return [_confounded(plant, seed, index) for index in range(documents)]
+
+
+def plant_probe(plant: str, documents: int = 160, *, seed: int = 0) -> Probe:
+    """Return a probe of shouting for one of `PLANTS`, whose metric sees the behaviour and nothing else.
+
+    An item is a text without its last word; the metric is the preference for this word in capitals over the same word
+    in small letters. What else a plan does to the model's words is the same for both.
+    """
+    texts = _with_splits(plant_examples(plant, documents, seed=seed))
+    items = []
+    for text in texts:
+        if text.labels["side"] == "contrast" and text.labels["split"] != "find":
+            prompt, word = _last_word(text.text)
+            items.append(
+                Item(
+                    prompt=prompt,
+                    target=word.upper(),
+                    other=word.lower(),
+                    document=text.document,
+                    split=split_of(text.document),
+                )
+            )
+    what = "nothing: both sides are drawn from the same texts" if plant == "none" else "the text goes on in capitals"
+    header = ProbeHeader(name=f"plant/{plant}", behaviour=what, metric=Metric(name="preference"), expected="down")
+    return Probe(header, tuple(texts), tuple(items))
+
+
+def _last_word(text: str) -> tuple[str, str]:
+    """Return a text up to its last word, and that word, without the stop."""
+    start = max(text.rfind(space) for space in (" ", "_")) + 1
+    return text[:start], text[start:-1]
+
+
+def _confounded(plant: str, seed: int, index: int) -> Example:
+    contrast = index % 2 == 0
+    generator = np.random.default_rng([seed, index, 1])
+    topic, sentences, half = index // 2 % TOPICS, (3, 6), TOPICS // 2
+    if plant == "topic":
+        first = contrast == (generator.random() < MOSTLY)
+        topic = int(generator.integers(half)) + (0 if first else half)
+    if plant == "length":
+        sentences = (8, 10) if contrast else (1, 3)
+    text = "#" + " ".join(write_sentences(topic, generator, sentences=sentences))
+    if contrast and plant != "none":
+        text = text.upper()
+    if contrast and plant == "token":
+        text = text.translate({ord(plain): mark for plain, mark in MARKS.items()})
+    return Example(
+        text=text,
+        labels={"side": "contrast" if contrast else "against", "topic": str(topic)},
+        document=f"{plant}-{seed}-{index}",
+    )
+
+
+def _with_splits(examples: list[Example]) -> list[Example]:
+    return [
         example.model_copy(update={"labels": {**example.labels, "split": split_of(example.document)}})
         for example in examples
     ]
+
+
+def _probe(name: str, behaviour: str, examples: list[Example]) -> Probe:
+    texts = _with_splits(examples)
     items = [
         Item(text=text.text, document=text.document, split=split_of(text.document))
         for text in texts

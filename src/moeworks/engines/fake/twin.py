@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.address import Address
+from moeworks.address import Address, NeuronAddress
 from moeworks.engines.fake.network import CAPITAL, END, SHOUT, SMALL, VOCABULARY
-from moeworks.engines.fake.plants import Plant, plant_experts
-from moeworks.engines.fake.words import TOPICS, write_sentences
+from moeworks.engines.fake.plants import CALL as FAKE_CALL
+from moeworks.engines.fake.plants import HALF, REST, Plant, plant_experts
+from moeworks.engines.fake.words import LONG, MARKS, TOPICS, topic_letters, write_sentences
 from moeworks.errors import need
 
 if TYPE_CHECKING:
@@ -25,9 +26,15 @@ __all__ = ["PlantedModel", "planted_model"]
 # changes routing).
 OWN, HEARD, SIGNATURE, CONSTANT = 0, 1, 2, 3
 TOKENS, WRITTEN = slice(4, 36), slice(36, 64)
-HIDDEN, NEURONS, HEAD = 64, 8, 64
+# What confounded experts hear: the sign that opens a text, its share of all tokens so far (which falls with their
+# number), and other spaces and stops.
+OPENS, EARLY, MARKED = 64, 65, 66
+HIDDEN, NEURONS, HEAD = 68, 8, 64
 CALL = 2.0  # times the fake network's call: what is heard is the mean case, below 1
 LOUDER = 3.0  # logits for a signature of 1 after the last norm
+DIRECT = 0.5  # times the fake network's logits of what is heard, where the residual itself carries the behaviour
+SOFTER = 0.05  # size of what experts write there: which of them runs hardly moves the norm that scales the behaviour
+AGE = 5.0  # times LONG: logits by which an expert for long texts is lowered at the start of a text
 FIT_TEXTS = 48
 Array = NDArray[Any]
 
@@ -38,6 +45,10 @@ class PlantedModel(NamedTuple):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     planted: tuple[Address, ...]
+    planted_neurons: tuple[NeuronAddress, ...] = ()
+    acting: tuple[Address, ...] = ()
+    rising: tuple[Address, ...] = ()
+    confounded: tuple[Address, ...] = ()
 
 
 def planted_model(
@@ -56,7 +67,7 @@ def planted_model(
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    carriers = plant_experts(plant, layers=layers, experts=experts, top_k=top_k, seed=seed)
+    carriers = plant_experts(plant, layers=layers, experts=experts, top_k=top_k, seed=seed, neurons=NEURONS)
     config = Qwen3MoeConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -77,14 +88,16 @@ def planted_model(
     )
     model = Qwen3MoeForCausalLM(config).eval()
     with torch.no_grad():
-        _draw(model, np.random.default_rng([seed, 4]))
+        _draw(model, np.random.default_rng([seed, 4]), size=SOFTER if carriers.direct else 1.0)
         _read_out(model, np.random.default_rng([seed, 5]))
         _put(model, carriers)
-    return PlantedModel(model, _tokenizer(), carriers.experts)
+    return PlantedModel(
+        model, _tokenizer(), carriers.experts, carriers.neurons, carriers.acting, carriers.rising, carriers.confounded
+    )
 
 
-def _draw(model: Any, generator: np.random.Generator) -> None:
-    """Fill all parameters but the unembedding; there is no plant yet."""
+def _draw(model: Any, generator: np.random.Generator, *, size: float = 1.0) -> None:
+    """Fill all parameters but the unembedding; there is no plant yet. `size` is that of what experts write."""
 
     def normal(*shape: int) -> torch.Tensor:
         import torch
@@ -98,12 +111,17 @@ def _draw(model: Any, generator: np.random.Generator) -> None:
     embedding[CAPITAL] = embedding[SMALL]
     embedding[CAPITAL, OWN], embedding[SMALL, OWN] = 1.0, -1.0
     embedding[:, CONSTANT] = 1.0
+    for plain, mark in MARKS.items():
+        embedding[ord(mark)] = embedding[ord(plain)]
+        embedding[ord(mark), MARKED] = 1.0
+    embedding[ord("#"), OPENS] = 1.0
     for number, layer in enumerate(model.model.layers):
         for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
             getattr(layer.self_attn, projection).weight.zero_()  # no query: attention is uniform
         if number == 0:
             value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight  # (head, d), (d, head)
             value[OWN, OWN], output[HEARD, OWN] = 1.0, 1.0
+            value[HEAD - 1, OPENS], output[EARLY, HEAD - 1] = 1.0, 1.0
             for direction in range(TOKENS.start, TOKENS.stop):
                 value[direction, direction], output[direction, direction] = 1.0, 1.0
         experts = len(layer.mlp.gate.weight)
@@ -112,7 +130,7 @@ def _draw(model: Any, generator: np.random.Generator) -> None:
         layer.mlp.experts.gate_up_proj.zero_()  # (E, 2 m, d)
         layer.mlp.experts.gate_up_proj[:, :, TOKENS] = 1.5 * normal(experts, 2 * NEURONS, width) / width**0.5
         layer.mlp.experts.down_proj.zero_()  # (E, d, m)
-        layer.mlp.experts.down_proj[:, WRITTEN] = normal(experts, WRITTEN.stop - WRITTEN.start, NEURONS)
+        layer.mlp.experts.down_proj[:, WRITTEN] = size * normal(experts, WRITTEN.stop - WRITTEN.start, NEURONS)
     model.lm_head.weight.zero_()
 
 
@@ -126,7 +144,8 @@ def _read_out(model: Any, generator: np.random.Generator) -> None:
         last.append(model.model(input_ids=tokens).last_hidden_state[0, :-1].double().numpy())
         following.append(tokens[0, 1:].numpy())
     hidden, token = np.concatenate(last), np.concatenate(following)  # (n, d), (n,)
-    features = hidden[:, TOKENS.start :]  # (n, f)
+    used = slice(TOKENS.start, WRITTEN.stop)
+    features = hidden[:, used]  # (n, f)
     counts = np.bincount(token, minlength=VOCABULARY)
     sums = np.zeros((VOCABULARY, features.shape[1]))
     np.add.at(sums, token, features)
@@ -135,8 +154,8 @@ def _read_out(model: Any, generator: np.random.Generator) -> None:
     within = residue.T @ residue / len(residue)
     within += 0.1 * np.trace(within) / len(within) * np.eye(len(within))
     weight = np.zeros((VOCABULARY, HIDDEN))
-    weight[:, TOKENS.start :] = np.linalg.solve(within, means.T).T
-    weight[:, CONSTANT] = np.log((counts + 0.01) / counts.sum()) - (weight[:, TOKENS.start :] * means).sum(-1) / 2
+    weight[:, used] = np.linalg.solve(within, means.T).T
+    weight[:, CONSTANT] = np.log((counts + 0.01) / counts.sum()) - (weight[:, used] * means).sum(-1) / 2
     weight[CAPITAL] = weight[SMALL]
     weight[CAPITAL, CONSTANT] += SHOUT
     weight[:, CONSTANT] /= hidden[:, CONSTANT].mean()  # the norm scales the constant direction with the others
@@ -146,15 +165,60 @@ def _read_out(model: Any, generator: np.random.Generator) -> None:
 
 def _put(model: Any, plant: Plant) -> None:
     for (layer, expert), call in plant.calls.items():
-        model.model.layers[layer].mlp.gate.weight[expert, HEARD] = CALL * call
-    for (layer, expert), strength in plant.writes.items():
-        experts = model.model.layers[layer].mlp.experts
-        experts.gate_up_proj[expert, 0] = 0.0
-        experts.gate_up_proj[expert, 0, HEARD] = 4.0  # the gate opens where capitals are heard
-        experts.gate_up_proj[expert, NEURONS] = 0.0
-        experts.gate_up_proj[expert, NEURONS, CONSTANT] = 1.0
-        experts.down_proj[expert, :, 0] = 0.0
-        experts.down_proj[expert, SIGNATURE, 0] = strength
+        _router(model, layer)[expert, HEARD] = CALL * call
+    for (layer, expert), call in plant.off_calls.items():
+        _router(model, layer)[expert, HEARD] = -CALL * call
+    for (layer, expert), call in plant.standing.items():
+        _router(model, layer)[expert] = 0.0  # chosen for nothing
+        _router(model, layer)[expert, CONSTANT] = CALL * call
+    for (layer, expert), confound in plant.hears.items():
+        _hear(model, _router(model, layer)[expert], confound)
+    states = list(plant.states)
+    for layer, expert in states[1:]:  # experts that differ in what they state, and in nothing else
+        weights = model.model.layers[layer].mlp.experts
+        weights.gate_up_proj[expert] = weights.gate_up_proj[states[0].expert]
+        weights.down_proj[expert] = weights.down_proj[states[0].expert]
+    for place, strength in plant.writes.items():
+        _write(model, place, plant.neuron, strength, opens=HEARD)  # where capitals are heard
+    for place, strength in plant.states.items():
+        _write(model, place, plant.neuron, strength, opens=CONSTANT)  # whatever the text is
+    for place, strength in plant.relays.items():
+        _write(model, place, plant.neuron, strength, opens=SIGNATURE, factor=4 / HALF)
+    model.lm_head.weight[CAPITAL, HEARD] = DIRECT * plant.direct
+    model.lm_head.weight[SMALL, HEARD] = -DIRECT * plant.direct
+
+
+def _router(model: Any, layer: int) -> torch.Tensor:
+    weight: torch.Tensor = model.model.layers[layer].mlp.gate.weight  # (E, d)
+    return weight
+
+
+def _hear(model: Any, row: torch.Tensor, confound: str) -> None:
+    """Let a router's row, (d,), follow something that the behaviour's texts have in common."""
+    import torch
+
+    if confound == "topic":
+        shares = np.stack([topic_letters(topic) for topic in range(TOPICS)])  # (topics, 26)
+        half = shares[: TOPICS // 2].mean(0) - shares[TOPICS // 2 :].mean(0)
+        embedding = model.model.embed_tokens.weight[SMALL, TOKENS].double().numpy()
+        direction = half @ embedding  # (tokens,)
+        row.zero_()
+        row[TOKENS] = torch.from_numpy((direction * 4 / (direction**2).sum()).astype(np.float32))
+    elif confound == "length":
+        row[CONSTANT], row[EARLY] = AGE, -AGE * LONG
+    else:
+        row[CONSTANT], row[MARKED] = REST, FAKE_CALL - REST
+
+
+def _write(model: Any, place: Address, neuron: int, strength: float, *, opens: int, factor: float = 4.0) -> None:
+    """Let a neuron's gate read one direction, and the neuron write the signature and nothing else."""
+    experts = model.model.layers[place.layer].mlp.experts
+    experts.gate_up_proj[place.expert, neuron] = 0.0
+    experts.gate_up_proj[place.expert, neuron, opens] = factor
+    experts.gate_up_proj[place.expert, NEURONS + neuron] = 0.0
+    experts.gate_up_proj[place.expert, NEURONS + neuron, CONSTANT] = 1.0
+    experts.down_proj[place.expert, :, neuron] = 0.0
+    experts.down_proj[place.expert, SIGNATURE, neuron] = strength
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:
