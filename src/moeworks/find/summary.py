@@ -104,7 +104,9 @@ def _rows(scores: Scores, n: int, *, passing: bool = True) -> list[str]:
 
 def _limits(header: ScoresHeader, experts: int) -> list[str]:
     """Say what the null could not have shown, whatever the data."""
-    lines = []
+    lines: list[str] = []
+    if header.unit == "neuron":  # their q is the chance of any false one, which even a single neuron can pass
+        return lines
     if not header.bootstrap:
         lines.append("Too few documents for intervals and stability: each side needs at least 5.")
     together = math.ceil(header.smallest_p * experts / header.alpha * (1 - 1e-12))

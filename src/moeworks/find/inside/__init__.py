@@ -2,6 +2,7 @@
 
 from moeworks.find.inside.activity import activity
 from moeworks.find.inside.base import MODEL_SCORES, ModelScore
+from moeworks.find.inside.neuron_gap import concentration, neuron_gap
 from moeworks.find.inside.router_lens import router_lens
 
-__all__ = ["MODEL_SCORES", "ModelScore", "activity", "router_lens"]
+__all__ = ["MODEL_SCORES", "ModelScore", "activity", "concentration", "neuron_gap", "router_lens"]

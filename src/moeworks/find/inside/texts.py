@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,21 @@ if TYPE_CHECKING:
     from moeworks.examples import Example
     from moeworks.probes.probe import Probe, Split
 
-__all__ = ["Texts", "expert_columns", "texts_of"]
+__all__ = ["NumberedRequests", "Texts", "expert_columns", "texts_of"]
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class NumberedRequests(Requests):
+    """Requests that know which example each of them is, as those of a forward pass do."""
+
+    numbers: Array = field(default_factory=lambda: np.zeros(0, np.int64))  # (m,)
+
+    @classmethod
+    def of(cls, requests: Requests, numbers: Array) -> NumberedRequests:
+        """Return the same requests with their numbers."""
+        return cls(**{f.name: getattr(requests, f.name) for f in fields(Requests)}, numbers=numbers)
 
 
 @dataclass
@@ -74,6 +86,15 @@ class Texts:
         """Return side × documents + document of each row, (n,); -1 for rows on neither side."""
         side = self.sides(rows, requests)
         return np.where(side >= 0, side * self.documents + self.document_of(rows, requests), -1)
+
+    def rank(self, rows: Rows, requests: Requests) -> Array:
+        """Return how many tokens of the same request and side stand before each row, (n,)."""
+        key = rows.request * 3 + self.sides(rows, requests) + 1
+        order = np.argsort(key, kind="stable")
+        starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+        rank = np.empty(len(key), np.int64)
+        rank[order] = np.arange(len(key)) - np.repeat(starts, np.diff(starts, append=len(key)))
+        return rank
 
     def document_of(self, rows: Rows, requests: Requests) -> Array:
         """Return each row's document, (n,)."""
