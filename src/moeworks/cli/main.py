@@ -18,6 +18,7 @@ from moeworks.cli import (
     find,
     generate,
     inspect,
+    patch,
     plan,
     probes,
     record,
@@ -26,6 +27,7 @@ from moeworks.cli import (
     study,
     trace,
     train,
+    tune,
 )
 from moeworks.errors import MoeworksError
 
@@ -47,7 +49,9 @@ for panel, name, function in (
     (THE_LOOP, "find", find.command),
     (THE_LOOP, "decode", decode.command),
     (THE_LOOP, "steer", steer.command),
+    (THE_LOOP, "tune", tune.command),
     (THE_LOOP, "evaluate", evaluate.command),
+    (THE_LOOP, "patch", patch.command),
     (THE_LOOP, "generate", generate.command),
     (THE_LOOP, "study", study.command),
     (FILES, "schema", schema.command),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "has_terminal",
     "labels_of",
     "named_values",
+    "one_of",
     "open_engine",
     "read_plan",
 ]
@@ -78,6 +80,15 @@ def named_values(words: list[str] | None) -> dict[str, Any]:
         except ValueError:
             values[name] = value
     return values
+
+
+def one_of(word: str, known: Sequence[str], name: str) -> str:
+    """Return a word that an option may take, or say which ones it may."""
+    from moeworks.errors import BadData, did_you_mean
+
+    if word not in known:
+        raise BadData(f"{name} does not take '{word}'; {did_you_mean(word, known)}")
+    return word
 
 
 def labels_of(words: list[str] | None) -> dict[str, str]:

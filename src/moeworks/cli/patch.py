@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeworks.cli.options import BatchSize, Device, Dtype, EngineName, Json, Model, Seed, has_terminal, open_engine
+from moeworks.cli.options import (
+    BatchSize,
+    Device,
+    Dtype,
+    EngineName,
+    Json,
+    Model,
+    Seed,
+    has_terminal,
+    one_of,
+    open_engine,
+)
 
 if TYPE_CHECKING:
     from moeworks.prove.dissociation import Dissociation
@@ -23,8 +34,8 @@ def command(
         ),
     ],
     arm: Annotated[
-        list[Literal["routing", "output", "joint"]] | None,
-        typer.Option("--arm", help="What is taken from the clean run; repeatable, all three unless given."),
+        list[str] | None,
+        typer.Option("--arm", help="From the clean run: routing, output or joint; repeatable. All three unless given."),
     ] = None,
     experts: Annotated[int, typer.Option("--experts", min=0, help="Report so many single experts of each arm.")] = 0,
     dissociate: Annotated[
@@ -52,10 +63,11 @@ def command(
     from moeworks.prove.pairs import read_pairs
     from moeworks.prove.patching import ARMS, patch
 
+    arms: list[Any] = [one_of(name, ARMS, "--arm") for name in arm or ()]
     read = read_pairs(pairs)
     running = open_engine(model, engine, device=device, dtype=dtype)
     options: dict[str, Any] = {"smallest": smallest, "batch_size": batch_size, "seed": seed}
-    patched = patch(running, read, arms=arm or ARMS, experts=experts, progress=has_terminal(), **options)
+    patched = patch(running, read, arms=arms or ARMS, experts=experts, progress=has_terminal(), **options)
     found: dict[str, Any] = {"patching": patched}
     if dissociate:
         found["dissociation"] = double_dissociation(running, read, top=dissociate, **options)
