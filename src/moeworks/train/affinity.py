@@ -63,10 +63,13 @@ class Affinity:
         mean: Array = self.documents.mean(0)
         return mean
 
+    def of(self, address: Address) -> float:
+        """Return the affinity of one expert."""
+        return float(self.mean[self.layers.index(address.layer), address.expert])
+
     def rank(self, address: Address) -> int:
         """Return the place of an expert among all, 1 for the top one."""
-        place = (self.layers.index(address.layer), address.expert)
-        return int(np.sum(self.mean > self.mean[place])) + 1
+        return int(np.sum(self.mean > self.of(address))) + 1
 
     def target(self, *, samples: int = 1000, seed: int = 0) -> Target:
         """Return the expert with the largest affinity over all layers; equal ones go to the first.

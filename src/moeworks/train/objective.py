@@ -156,8 +156,8 @@ class Objective:
         if "logits" not in seen:
             raise Unsupported(f"the router of layer {self.router.layer} does not show its logits.")
         probabilities = router_probabilities(seen["logits"].reshape(-1, self.router.experts)[batch.real], contract)
-        hidden = seen["hidden"]
-        return _Passed(logits, probabilities, hidden.reshape(-1, hidden.shape[-1])[batch.real])
+        hidden = seen["hidden"].reshape(len(batch.real), -1)  # several streams of hidden states count as one wide one
+        return _Passed(logits, probabilities, hidden[batch.real])
 
 
 @contextmanager

@@ -39,6 +39,8 @@ class TargetReport(_Frozen):
     tokens: int | None = Field(None, description="forget tokens behind it; the paper takes at least 100,000")
     rank_before: int | None = Field(None, description="its place by affinity among all experts, 1 the top")
     rank_after: int | None = Field(None, description="the same after training")
+    affinity_before: float | None = Field(None, description="its affinity on the forget texts that are measured")
+    affinity_after: float | None = Field(None, description="the same after training")
 
 
 class Outcome(_Frozen):
@@ -93,8 +95,9 @@ class UnlearnReport(Header):
                 )
             ),
             f"Selections that stayed: {_mean(result.overlap_forget):.1%} on forget texts, "
-            f"{_mean(result.overlap_retain):.1%} on retain texts (mean over layers). Rank of the target by affinity: "
-            f"{target.rank_before} before, {target.rank_after} after.",
+            f"{_mean(result.overlap_retain):.1%} on retain texts (mean over layers). Target's affinity: "
+            f"{target.affinity_before:.3f} before (rank {target.rank_before} of all experts), "
+            f"{target.affinity_after:.3f} after (rank {target.rank_after}).",
         ]
         return "\n".join(lines)
 

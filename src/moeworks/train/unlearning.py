@@ -334,18 +334,17 @@ def _train(
         if not (keep and finished):
             trained.restore()
     known = target or TargetReport(expert=str(address), chosen="random")
-    ranks = {f"rank_{when}": state["forget"].affinity.rank(address) for when, state in _both(before, after)}
+    places: dict[str, Any] = {}
+    for when, state in (("before", before), ("after", after)):
+        affinity = state["forget"].affinity
+        places |= {f"rank_{when}": affinity.rank(address), f"affinity_{when}": affinity.of(address)}
     return Outcome(
-        target=known.model_copy(update=ranks),
+        target=known.model_copy(update=places),
         overlap_forget=_overlaps(before["forget"], after["forget"]),
         overlap_retain=_overlaps(before["retain"], after["retain"]),
         history=history,
         **{name: (_figures(before[name]), _figures(after[name])) for name in before},
     )
-
-
-def _both(before: dict[str, Measured], after: dict[str, Measured]) -> Iterable[tuple[str, dict[str, Measured]]]:
-    return (("before", before), ("after", after))
 
 
 def _overlaps(before: Measured, after: Measured) -> dict[int, float]:
