@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moeworks.engines.base import Engine
     from moeworks.engines.transformers.unembedding import Unembedding
 
-__all__ = ["as_numpy", "observe", "reading"]
+__all__ = ["as_numpy", "attribute", "observe", "reading"]
 
 
 def observe(engine: Engine, *arguments: Any, **options: Any) -> None:
@@ -23,6 +23,14 @@ def observe(engine: Engine, *arguments: Any, **options: Any) -> None:
     from moeworks.engines.transformers.inside import observe_experts
 
     observe_experts(engine, *arguments, **options)  # type: ignore[arg-type]
+
+
+def attribute(engine: Engine, *arguments: Any, **options: Any) -> None:
+    """Run texts and attribute next tokens to experts; see `observe_attribution` of the transformers engine."""
+    _require("attribution")
+    from moeworks.engines.transformers.attribution import observe_attribution
+
+    observe_attribution(engine, *arguments, **options)  # type: ignore[arg-type]
 
 
 def reading(engine: Engine) -> Unembedding:

@@ -44,6 +44,7 @@ class Texts:
     against: Where
     where: Where
     document: Array  # (m,) number of each text's document
+    predicted: bool = False  # whether tokens count as targets of a prediction: the first of a text is none
     tokens: Array = field(init=False)  # (2, documents) tokens seen on each side
     _rows: Rows | None = None
     _sides: Array | None = None
@@ -75,7 +76,8 @@ class Texts:
                     f"{int((contrast & against).sum())} tokens are on both sides, '{self.contrast}' and "
                     f"'{self.against}'; a token can be on one only: narrow a clause of the probe."
                 )
-            self._rows, self._sides = rows, np.where(contrast, CONTRAST, np.where(against, AGAINST, -1))
+            side = np.where(contrast, CONTRAST, np.where(against, AGAINST, -1))
+            self._rows, self._sides = rows, np.where(rows.position == 0, -1, side) if self.predicted else side
             entry = self._sides * self.documents + self.document_of(rows, requests)
             counted = np.bincount(entry[self._sides >= 0], minlength=self.tokens.size)
             self.tokens += counted.reshape(self.tokens.shape)
@@ -129,13 +131,14 @@ class Texts:
         )
 
 
-def texts_of(probe: Probe, split: Split, *, where: Where | str = "") -> Texts:
+def texts_of(probe: Probe, split: Split, *, where: Where | str = "", predicted: bool = False) -> Texts:
     """Return the texts of one split of a probe with its clauses.
 
     Args:
         probe: the probe.
         split: which of its texts.
         where: tokens and layers that count, in place of the probe's own clause.
+        predicted: count tokens as targets of a prediction.
 
     Raises:
         BadData: the split has no text.
@@ -153,6 +156,7 @@ def texts_of(probe: Probe, split: Split, *, where: Where | str = "") -> Texts:
         against=Where.parse(probe.header.against),
         where=clause if isinstance(clause, Where) else own,
         document=document,
+        predicted=predicted,
     )
 
 
