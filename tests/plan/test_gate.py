@@ -20,7 +20,7 @@ from moeworks.engines.fake import (
 from moeworks.engines.fake.twin import HEARD, HIDDEN
 from moeworks.engines.gating import prompts_of, routing_rates, ungated
 from moeworks.engines.transformers import TransformersEngine
-from moeworks.engines.transformers.gating import residual_module
+from moeworks.engines.transformers.residual import residual_module
 from moeworks.engines.transformers.tokens import Prepared
 from moeworks.errors import BadData, BadPlan, MoeworksError, Unsupported
 from moeworks.examples import Example

@@ -57,6 +57,9 @@ class Mechanism(_Frozen):
     share_before: dict[str, float] = Field(description="address to share of tokens")
     share_after: dict[str, float]
     as_planned: bool = Field(description="whether every listed expert is in, or out, as its operation says")
+    residual_growth: float | None = Field(
+        None, description="largest factor on a layer's mean residual norm, for plans that scale weights up"
+    )
 
 
 class Evidence(_Frozen):

@@ -130,6 +130,11 @@ def evaluate(
         damage = texts.damage(plan)
         bar.advance(1)
         mechanism = check_mechanism(engine, plan, _contrast_texts(probe, split), batch_size=batch_size)
+        if mechanism.residual_growth is not None:
+            notes.append(
+                f"Scaling makes the residual stream at most {mechanism.residual_growth:.3g} times as long (mean norm "
+                "after a layer)."
+            )
         bar.advance(1)
         curve: list[Dose] = []
         for amount in amounts:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.errors import BadData
+from moeworks.errors import BadData, Unsupported
 from moeworks.plan.clauses import narrowed
 from moeworks.plan.evidence import Mechanism
 from moeworks.plan.schema import Demote, Mask, Operation, Promote, Replay, Scale, TopK
+from moeworks.prove.residual_norms import residual_norms
 
 if TYPE_CHECKING:
     from moeworks.engines.base import Engine
@@ -57,7 +58,24 @@ def check_mechanism(engine: Engine, plan: Plan, texts: Sequence[Example], *, bat
                 name = str(address) if str(address) not in before else f"{address} (operation {number})"
                 before[name], after[name] = first[str(address)], second[str(address)]
                 as_planned &= _as_planned(operation, after[name])
-    return Mechanism(share_before=before, share_after=after, as_planned=as_planned)
+    return Mechanism(
+        share_before=before,
+        share_after=after,
+        as_planned=as_planned,
+        residual_growth=_growth(
+            engine, plan, [text for text, mine in zip(texts, taken, strict=True) if mine], batch_size
+        ),
+    )
+
+
+def _growth(engine: Engine, plan: Plan, texts: Sequence[Example], batch_size: int) -> float | None:
+    """Return how much the residual stream grows where weights are scaled up; None where it cannot be measured."""
+    if not any(isinstance(operation, Scale) and operation.factor > 1 for operation in plan.operations):
+        return None
+    try:
+        return residual_norms(engine, plan, texts, batch_size=batch_size).growth
+    except Unsupported:
+        return None
 
 
 def _shares(trace: Trace, operation: Operation, taken: NDArray[np.bool_]) -> dict[str, float]:

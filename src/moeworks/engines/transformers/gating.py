@@ -21,6 +21,7 @@ from moeworks.engines.gating import prompts_of, routing_rates, ungated
 from moeworks.engines.transformers.assemble import rows_of_text
 from moeworks.engines.transformers.layout import Batch
 from moeworks.engines.transformers.lean import lean
+from moeworks.engines.transformers.residual import read_residual
 from moeworks.errors import BadPlan, Unsupported
 from moeworks.plan.gate import Gate, ResidualGate, opens, projected_opens, reduce_prompt
 from moeworks.plan.guards import check
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from moeworks.engines.transformers.tokens import Prepared
     from moeworks.plan import Plan
 
-__all__ = ["Passes", "Refusal", "closed", "opened", "residual_module", "sessions"]
+__all__ = ["Passes", "Refusal", "closed", "opened", "sessions"]
 
 Array = NDArray[Any]
 Passes = Callable[[Sequence[int]], Iterator[tuple["Tap", list[int]]]]
@@ -110,27 +111,18 @@ def _decide(engine: TransformersEngine, gate: Gate, prompts: Sequence[Prepared])
 def _decide_on_residual(
     engine: TransformersEngine, gate: ResidualGate, prompts: Sequence[Prepared]
 ) -> NDArray[np.bool_]:
-    seen: list[Tensor] = []
+    lengths = [len(prompt.tokens) for prompt in prompts]
+    values: list[float] = []
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+    def project(layer: int, hidden: Tensor) -> None:
+        if hidden.shape[-1] != len(gate.direction):
+            raise Unsupported(
+                f"the gate's direction has {len(gate.direction)} dimensions, the residual stream {hidden.shape[-1]}."
+            )
+        projected = hidden.float().cpu().numpy().astype(np.float64) @ np.asarray(gate.direction)  # (n,)
+        values.extend(reduce_prompt(gate, part) for part in np.split(projected, np.cumsum(lengths)[:-1]))
 
-    handle = residual_module(engine, gate.layer).register_forward_hook(keep)
-    try:
-        with engine.session(None, record=False, plain=True) as tap:
-            batch = _run(engine, tap, prompts)
-    finally:
-        handle.remove()
-    if len(seen) != 1 or seen[0].ndim != 3 or seen[0].shape[-1] != len(gate.direction):
-        shapes = ", ".join(str(tuple(hidden.shape)) for hidden in seen) or "nothing"
-        raise Unsupported(
-            f"the gate's direction has {len(gate.direction)} dimensions, but layer {gate.layer} gave {shapes}."
-        )
-    hidden = seen[0].float().cpu().numpy().astype(np.float64)  # (batch, width, H)
-    projected = hidden @ np.asarray(gate.direction)  # (batch, width)
-    forward = batch.forward()
-    flat = projected.reshape(-1) if forward.valid is None else projected.reshape(-1)[forward.valid]  # (n,)
-    values = [reduce_prompt(gate, flat[forward.rows.request == row]) for row in range(len(prompts))]
+    read_residual(engine, prompts, [gate.layer], project)
     return projected_opens(gate, np.array(values))
 
 
@@ -140,23 +132,6 @@ def _run(engine: TransformersEngine, tap: Tap, prompts: Sequence[Prepared]) -> B
     with torch.inference_mode():
         engine.model(**batch.tensors(engine.pad_token, engine.model.device), **lean(engine.model))
     return batch
-
-
-def residual_module(engine: TransformersEngine, layer: int) -> nn.Module:
-    """Return the module whose output is the residual stream after a layer: the one that numbers it.
-
-    Raises:
-        Unsupported: there is no such layer beside those with routers.
-    """
-    for router in engine.routers:
-        before, dot, _ = f".{router.name}.".partition(f".{router.layer}.")
-        if dot:
-            try:
-                module: nn.Module = engine.model.get_submodule(f"{before}.{layer}".lstrip("."))
-                return module
-            except AttributeError:
-                break
-    raise Unsupported(f"the model has no module for layer {layer} beside those of its routers; its residual is hidden.")
 
 
 class Refusal:
