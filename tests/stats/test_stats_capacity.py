@@ -134,7 +134,11 @@ def test_chance_equals_simulation():
 def test_random_routing_is_at_chance(tmp_path):
     trace = make_trace(tmp_path / "t", requests=120, rows_per_request=[30, 60], labels={"lang": ["en", "fr"]})
     for line in capacity_drops(trace, label="lang").to_pylist():
-        if line["value"]:
+        if line["value"]:  # texts of 30 tokens are English, of 60 French
+            size = {"en": 30, "fr": 60}[line["value"]]
+            (own,) = chance_of_drops(np.array([size]), 8, 2, [line["factor"]])[0]
+            assert line["chance_by_decile"] == pytest.approx(own)
+            assert line["chance"] == pytest.approx(own.mean())
             assert line["simulated_drop_rate"] == pytest.approx(line["chance"], abs=0.02)
             assert line["slope"] == pytest.approx(line["slope_chance"], abs=0.06)
 

@@ -88,8 +88,9 @@ def test_clause_seed_and_options_reach_the_diagnostic(trace, run):
         (1, 3.0, 12 * 60),
         (1, 3.0, 0),
     }
-    seeds = [run("inspect", trace.path, "--what", "token_overlap", "--seed", seed, "--json")[1] for seed in (0, 0, 1)]
-    assert seeds[0] == seeds[1] != seeds[2]
+    seeded = [run("inspect", trace.path, "--what", "token_overlap", "--seed", seed, "--json")[1] for seed in (0, 0, 1)]
+    rows = [json.loads(out)["rows"] for out in seeded]
+    assert rows[0] == rows[1] != rows[2]
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,15 @@ def test_interval_of_paired_documents_is_that_of_their_mean(tmp_path):
     )  # ln 2 / ln 4 for disjoint one-hot distributions
 
 
+def test_interval_of_pooled_tokens_is_around_the_number(tmp_path):
+    """Resampling adds noise, which raises a divergence that is all noise well above the one seen."""
+    trace = make_trace(tmp_path / "t", requests=40, layers=(0, 1, 2, 3), topic=0.5, labels={"lang": ["en", "fr"]})
+    for line in divergence(trace).to_pylist():
+        assert line["grouping"] == "pooled"
+        assert line["low"] < line["divergence"] < line["high"]
+        assert line["normalised_low"] < line["normalised"] < line["normalised_high"]
+
+
 def test_fake_engine_plant_passes_and_nothing_else_does(tmp_path):
     """Planted: one expert of one layer hears shouting; plain texts with the same labels differ by chance only."""
     options = {"label": "side", "base": "against", "permutations": 999}

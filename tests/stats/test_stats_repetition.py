@@ -7,6 +7,7 @@ from helpers.decisions import Text, write_texts
 from helpers.traces import make_trace
 from moeworks.errors import BadData
 from moeworks.stats import repetition
+from moeworks.trace import TokenSpan
 from moeworks.where import Where
 
 
@@ -23,6 +24,17 @@ def test_repetition_by_hand(tmp_path):
     assert line["share_any_chance"] == pytest.approx(1 - 1 / 6)
     assert line["overlap_chance"] == 0.5
     assert line["first_choice_load_chance"] == 0.5
+
+
+def test_rows_that_a_cut_brought_together_are_no_neighbours(tmp_path):
+    """Cut out: tokens 0 and 1 of one text, tokens 2 and 3 of the next; 1 and 2 follow each other in number only."""
+    texts = [
+        Text({}, {0: [[0], [1], [1], [1]]}, spans=[TokenSpan("kept", start, start + 2)], document=f"d{start}")
+        for start in (0, 2)
+    ]
+    cut = write_texts(tmp_path / "t", texts).slice(Where.parse("span=kept"), tmp_path / "cut")
+    (line,) = repetition(cut).to_pylist()
+    assert (line["pairs"], line["first_choice"]) == (2, 0.5)
 
 
 def test_repetition_equals_a_loop(tmp_path):

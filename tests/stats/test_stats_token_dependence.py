@@ -165,6 +165,8 @@ def test_interval_of_information_has_the_width_of_repeated_traces(tmp_path):
     spread = np.std([line["information"] for line in found])
     width = np.mean([line["information_high"] - line["information_low"] for line in found])
     assert width == pytest.approx(2 * 1.96 * spread, rel=0.5)
+    middle = np.mean([(line["information_high"] + line["information_low"]) / 2 for line in found])
+    assert middle == pytest.approx(np.mean([line["information"] for line in found]), abs=0.1 * width)
 
 
 def test_a_small_memory_budget_gives_the_same_numbers(tmp_path):

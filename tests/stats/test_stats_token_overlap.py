@@ -33,6 +33,13 @@ def test_overlap_by_hand(tmp_path):
     assert line["chance"] == chance_jaccard(4, 2)
 
 
+def test_slots_that_did_not_run_are_no_common_expert(tmp_path):
+    """By hand: token 0 chose {0}, token 1 chose {1}, both with a slot of weight 0: same 1, different 0."""
+    alone = [Text({}, {0: [[i % 2, 3]]}, {0: [[1, 0]]}, tokens=[i % 2], document=f"d{i}") for i in range(20)]
+    (line,) = token_overlap(write_texts(tmp_path / "u", alone)).to_pylist()
+    assert (line["same_token"], line["different_token"]) == (1, 0)
+
+
 def test_random_routing_is_at_chance(tmp_path):
     rng = np.random.default_rng(1)
     texts = [

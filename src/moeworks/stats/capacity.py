@@ -165,13 +165,8 @@ def _plan(trace: Trace, where: Where, texts: int, label: str | None) -> _Plan:
 
 def _request_order(trace: Trace, tokens: Array) -> Array:
     """Return the requests with selected tokens in the order in which their rows stand."""
-    seen = []
-    for part in trace.parts:
-        request = part.rows().request
-        seen.append(request[np.flatnonzero(np.diff(request, prepend=-1))])
-    order = np.concatenate(seen)
-    _, first = np.unique(order, return_index=True)  # a request that two parts share stands twice
-    order = order[np.sort(first)]
+    columns = [part.rows().request for part in trace.parts]
+    order = np.concatenate([request[np.flatnonzero(np.diff(request, prepend=-1))] for request in columns])
     return np.asarray(order[tokens[order] > 0])
 
 
@@ -223,8 +218,8 @@ class _Rows(NamedTuple):
 
 
 def _rows(trace: Trace, where: Where, plan: _Plan) -> Iterator[_Rows]:
-    """Yield the selected rows of each part."""
-    requests, previous, so_far = trace.request_table(), -1, 0
+    """Yield the selected rows of each part; a part holds whole requests."""
+    requests = trace.request_table()
     for part in trace.parts:
         rows = part.rows()
         kept = np.flatnonzero(where.mask(rows, requests))
@@ -234,9 +229,6 @@ def _rows(trace: Trace, where: Where, plan: _Plan) -> Iterator[_Rows]:
         starts = np.concatenate([[0], np.flatnonzero(np.diff(request)) + 1])
         first = np.repeat(starts, np.diff([*starts, len(kept)]))
         index = np.arange(len(kept)) - first  # of the selected rows of its request
-        if request[0] == previous:  # a request that goes on from the part before
-            index[first == 0] += so_far
-        previous, so_far = int(request[-1]), int(index[-1]) + 1
         batch = plan.of_request[request]
         decile = (plan.before[request] + index) * DECILES // plan.tokens[batch]
         yield _Rows(part, kept, batch, plan.entry[request] * DECILES + decile)
