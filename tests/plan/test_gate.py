@@ -24,7 +24,7 @@ from moeworks.engines.transformers.residual import residual_module
 from moeworks.engines.transformers.tokens import Prepared
 from moeworks.errors import BadData, BadPlan, MoeworksError, Unsupported
 from moeworks.examples import Example
-from moeworks.find.fit_gate import area_under_curve, best_threshold, fit_gate, logistic
+from moeworks.find.fit_gate import area_under_curve, best_threshold, fit_box_gate, fit_gate, logistic
 from moeworks.find.key_space import Box, routing_frequencies
 from moeworks.plan import Demote, Promote, TopK, compose, diff, dry_run, explain, load_plan, plan_hash, save_plan
 from moeworks.plan.gate import KeySpaceGate, ResidualGate, RoutingGate, opens, projected_opens, reduce_prompt
@@ -123,7 +123,7 @@ def test_a_gate_is_part_of_the_plan(tmp_path):
     relabelled = gated.model_copy(update={"gate": gate.model_copy(update={"provenance": {}})})
     assert plan_hash(gated) == plan_hash(relabelled)
     assert "only to requests" in explain(gated)
-    assert "AUROC 0.930" in explain(gated)
+    assert "(on held-out documents: AUROC 0.930)" in explain(gated)
     assert [change.subject for change in diff(open_plan, gated).added] == ["gate"]
     other = gated.model_copy(update={"gate": gate.model_copy(update={"threshold": 0.3})})
     assert [change.subject for change in diff(gated, other).changed] == ["gate"]
@@ -186,6 +186,17 @@ def test_held_out_documents_do_not_shape_the_gate(fake, tmp_path):
     assert gates[0].weights == gates[1].weights
     assert gates[0].threshold == gates[1].threshold
     assert [gate.provenance["auroc_held_out"] for gate in gates] == [1.0, 0.0]
+
+
+def test_a_box_is_fitted_calibrated_and_told(fake, tmp_path):
+    """Outside truth: the probe's own sides; the box never sees the other one."""
+    trace = fake.record(list(planted_probe(160).texts(None)), tmp_path / "trace")
+    gate = fit_box_gate(trace, **SIDES, coverage=0.8)
+    told = gate.provenance["opened_held_out"]
+    assert told["contrast"] > 0.5
+    assert told["against"] == 0.0
+    with pytest.raises(BadData, match=r"cannot show a coverage of 0\.999"):
+        fit_box_gate(trace, **SIDES, coverage=0.999)
 
 
 def test_too_few_documents(fake, tmp_path):

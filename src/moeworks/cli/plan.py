@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -64,6 +64,35 @@ def compose(
     joined = join(*(load_plan(path) for path in plans))
     save_plan(joined, output)
     print(words(joined))
+
+
+@app.command("gate")
+def gate(
+    plan: Plan,
+    trace: TraceFolder,
+    contrast: Annotated[
+        str, typer.Option("--contrast", help="Requests it should open for, as in side=contrast.", show_default=False)
+    ],
+    against: Annotated[str, typer.Option("--against", help="Requests it should stay shut for.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The plan to write.", show_default=False)],
+    kind: Annotated[
+        Literal["routing", "key_space"], typer.Option("--kind", help="A linear probe, or a box around one side.")
+    ] = "routing",
+) -> None:
+    """Let a plan apply only to requests whose prompt is routed like those of one side of a plain model's trace.
+
+    Fitted on documents of find, chosen on dev, told on held-out ones, by the label `split` or else by document name.
+    """
+    from moeworks.find.fit_gate import fit_box_gate, fit_gate
+    from moeworks.plan import explain as words
+    from moeworks.plan import load_plan, save_plan
+    from moeworks.trace import Trace
+
+    read, opened = load_plan(plan), Trace.open(trace)
+    fit = fit_gate if kind == "routing" else fit_box_gate
+    gated = read.model_copy(update={"gate": fit(opened, contrast=contrast, against=against), "evidence": None})
+    save_plan(gated, output)
+    print(words(gated))
 
 
 @app.command("dry-run")

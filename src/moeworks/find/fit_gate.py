@@ -1,4 +1,4 @@
-"""Fits a plan's gate on routing: a linear probe that tells one kind of prompt from another by which experts run.
+"""Fits a plan's gate on routing: a linear probe, or a box, that tells prompts apart by which experts run.
 
 L2-penalised logistic regression on the shares of each prompt's tokens for which every expert ran. The two sides count
 alike whatever their sizes. Fitted on the documents of `find`; penalty and threshold are chosen on `dev`; how well it
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData
-from moeworks.find.key_space import routing_frequencies
-from moeworks.plan.gate import RoutingGate
+from moeworks.find.key_space import Box, routing_frequencies
+from moeworks.plan.gate import KeySpaceGate, RoutingGate
 from moeworks.probes.probe import SPLITS, Split, split_of
 from moeworks.where import Where
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moeworks.examples import Example
     from moeworks.trace import Trace
 
-__all__ = ["PENALTIES", "area_under_curve", "best_threshold", "fit_gate", "logistic"]
+__all__ = ["PENALTIES", "area_under_curve", "best_threshold", "fit_box_gate", "fit_gate", "logistic"]
 
 Array = NDArray[Any]
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # times |w|^2 / 2, beside the mean log loss, on standardised shares
@@ -69,6 +69,56 @@ def fit_gate(
     with tempfile.TemporaryDirectory(prefix="moeworks-") as folder:
         trace = source.record(list(examples), Path(folder) / "trace", batch_size=batch_size)
         return _fit(trace, contrast, against, layers, penalties)
+
+
+def fit_box_gate(
+    trace: Trace,
+    *,
+    contrast: str | Where,
+    against: str | Where,
+    coverage: float = 0.9,
+    layers: Sequence[int] | None = None,
+) -> KeySpaceGate:
+    """Return the gate that opens inside a box around the routing of `contrast` prompts (Key Space Detection).
+
+    The box (`moeworks.find.key_space`, arXiv 2503.21730) is fitted on documents of `find`, its alpha calibrated on
+    `dev` so that a new prompt of the contrast side lies inside with a probability of `coverage`; what it lets in of
+    either side is measured once on `held_out`. It needs no other side to be fitted, and is no better for having one.
+
+    Args:
+        trace: of the plain model.
+        contrast, against, layers: as in `fit_gate`.
+        coverage: share of new contrast prompts that should open it.
+
+    Raises:
+        BadData: as in `fit_gate`, or dev has too few contrast prompts for the coverage.
+    """
+    found = routing_frequencies(trace, where=Where(phase=("prompt",), layer=None if layers is None else tuple(layers)))
+    parts, documents = _split(trace, found.rates, found.requests, contrast, against)
+    prompt_tokens = np.asarray(trace.request_table().prompt_tokens)[found.requests]
+    floor = 1.0 / float(np.median(prompt_tokens))  # one stray token of a prompt must not shut it
+    box = Box.fit(parts["find"].rates[parts["find"].contrast], floor=floor)
+    box = box.calibrate(parts["dev"].rates[parts["dev"].contrast], coverage=coverage)
+    opened, side = box.contains(parts["held_out"].rates), parts["held_out"].contrast
+    return KeySpaceGate(
+        layers=found.layers,
+        **box.as_json(),
+        provenance={
+            "method": "box on routing frequencies of the prompt",
+            "contrast": str(contrast),
+            "against": str(against),
+            "documents": documents,
+            "coverage": coverage,
+            "opened_held_out": _opened(opened, side),
+        },
+    )
+
+
+def _opened(opened: Array, side: Array) -> dict[str, float]:
+    return {
+        "contrast": round(float(opened[side].mean()), 6),
+        "against": round(float(opened[~side].mean()), 6),
+    }
 
 
 class _Prompts(NamedTuple):
@@ -121,10 +171,7 @@ def _fit(
             "penalty": penalty,
             "auroc_dev": round(told, 6),
             "auroc_held_out": round(area_under_curve(held_out, side), 6),
-            "opened_held_out": {
-                "contrast": round(float(opened[side].mean()), 6),
-                "against": round(float(opened[~side].mean()), 6),
-            },
+            "opened_held_out": _opened(opened, side),
         },
     )
 

@@ -178,8 +178,11 @@ def gate_in_words(gate: Gate) -> str:
         case KeySpaceGate():
             side = "inside" if gate.inside else "outside"
             what = f"the prompt's routing in {_layers(gate.layers)} lies {side} a box (alpha {gate.alpha:.4g})"
-    told = gate.provenance.get("auroc_held_out")
-    proof = f" (AUROC {told:.3f} on held-out documents)" if isinstance(told, float) else ""
+    told, shares = gate.provenance.get("auroc_held_out"), gate.provenance.get("opened_held_out")
+    facts = [f"AUROC {told:.3f}"] if isinstance(told, float) else []
+    if isinstance(shares, dict):
+        facts.append(f"opens for {shares['contrast']:.0%} of the one side and {shares['against']:.0%} of the other")
+    proof = f" (on held-out documents: {', '.join(facts)})" if facts else ""
     return f"It applies only to requests for which {what}{proof}; the others run as in the plain model, to the bit."
 
 

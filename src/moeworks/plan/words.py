@@ -130,6 +130,11 @@ def _change(operation: Neurons) -> str:
             return f"mirrored about {numbers['mean']}"
         case "clamp":
             return f"set to {numbers['value']}"
+        case "adjust":
+            return (
+                f"mirrored, by chance, into a mean of {numbers['other_mean']} where it looks like one of "
+                f"{numbers['mean']}"
+            )
 
 
 def _range(values: Sequence[float]) -> str:
@@ -176,7 +181,8 @@ def _origin(plan: Plan) -> str:
     if origin.method == "compose":
         return f"It is composed of plans {', '.join(part['hash'] for part in origin.options['plans'])}."
     contrast = f", '{origin.contrast}' against '{origin.against}'" if origin.contrast or origin.against else ""
-    options = ", ".join(f"{name}={value}" for name, value in origin.options.items() if value not in (None, {}, 0))
+    shown = {name: f"{len(v)} settings" if name == "tried" else v for name, v in origin.options.items()}
+    options = ", ".join(f"{name}={value}" for name, value in shown.items() if value not in (None, {}, 0))
     return f"It comes from {origin.method}{contrast}{f' ({options})' if options else ''}."
 
 
