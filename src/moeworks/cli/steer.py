@@ -41,8 +41,13 @@ def command(
     ] = None,
     where: Annotated[str, typer.Option("--where", help="Tokens the plan applies to, as in 'phase=generated'.")] = "",
     protect: Annotated[
-        str, typer.Option("--protect", metavar="EXPERTS", help="Never turn these down, as in 'L0.E3, L2.E4-7'.")
-    ] = "",
+        str,
+        typer.Option(
+            "--protect",
+            metavar="EXPERTS",
+            help="Never turn these down: super (the model's super experts, if known), none, or as in 'L0.E3, L2.E4-7'.",
+        ),
+    ] = "super",
     weakens_safety: Annotated[
         bool, typer.Option("--weakens-safety", help="Say so if the plan is meant to weaken a safety behaviour.")
     ] = False,
@@ -54,7 +59,6 @@ def command(
     ] = None,
 ) -> None:
     """Make a plan of the strongest experts of a scores file, and say in words what it does."""
-    from moeworks.address import parse_addresses
     from moeworks.find import Scores
     from moeworks.plan import explain, save_plan, steer
 
@@ -71,7 +75,7 @@ def command(
         refill=refill,
         renormalise=renormalise,
         where=where,
-        protected=parse_addresses(protect) if protect else (),
+        protect=protect or "none",
         weakens_safety=weakens_safety,
         command=command_line(),
         **named_values(option),

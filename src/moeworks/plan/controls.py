@@ -133,8 +133,8 @@ def _other_neurons(plan: Plan, identity: ModelIdentity) -> dict[Address, tuple[l
         own = [name for name in operation.numbers() if name in OWN and isinstance(getattr(operation, name), tuple)]
         if own:
             raise BadPlan(
-                f"'{operation.action}' has a {own[0]} for each of its neurons, which other neurons do not share, so that "
-                "there is no control of it; with one number for all there is."
+                f"'{operation.action}' has a {own[0]} for each of its neurons, which other neurons do not share, so "
+                "that there is no control of it; with one number for all there is."
             )
     here: dict[Address, list[NeuronAddress]] = {}
     for neuron in dict.fromkeys(neuron for operation in changing for neuron in operation.neurons):

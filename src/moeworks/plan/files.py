@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from moeworks import __version__
 from moeworks.artefact import Header, ModelIdentity, problems_of, replace_file
 from moeworks.errors import BadPlan, MoeworksError
+from moeworks.plan.protected import Protect, protection
 from moeworks.plan.schema import Plan
 
 __all__ = ["FORMAT", "VERSION", "empty_plan", "load_plan", "plan_hash", "plan_header", "save_plan"]
@@ -26,9 +27,9 @@ def plan_header(identity: ModelIdentity | None, **fields: Any) -> Header:
     return Header(format=FORMAT, version=VERSION, moeworks=__version__, model=identity, **fields)
 
 
-def empty_plan(identity: ModelIdentity, *, description: str = "") -> Plan:
-    """Return the plan that changes nothing, as a start for one's own."""
-    return Plan(header=plan_header(identity), description=description)
+def empty_plan(identity: ModelIdentity, *, description: str = "", protect: Protect = "super") -> Plan:
+    """Return the plan that changes nothing, as a start for one's own; `protect` is as in `steer`."""
+    return Plan(header=plan_header(identity), description=description, protected=protection(identity, protect)[0])
 
 
 def plan_hash(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from moeworks.plan.files import plan_header
 from moeworks.plan.guards import check
 from moeworks.plan.limits import selection_problems
 from moeworks.plan.policies.base import POLICIES, Count, Manner, Op, Unit, Wanted, manner_of
+from moeworks.plan.protected import Protect, protection
 from moeworks.plan.schema import (
     Add,
     Demote,
@@ -48,6 +49,7 @@ def steer(
     refill: bool | None = None,
     renormalise: bool | None = None,
     where: Where | str = Where(),
+    protect: Protect = "super",
     protected: Iterable[Address] = (),
     weakens_safety: bool = False,
     command: str = "",
@@ -68,7 +70,9 @@ def steer(
         unit: of the strength of `add`; `std` unless given.
         refill, renormalise: as in the `mask` (refilled unless given) and `scale` operations.
         where: tokens that the plan applies to.
-        protected: experts that are never turned down; they are left out of the ranking for it.
+        protect: experts that are never turned down, left out of the ranking for it: `super`, the super experts that
+            are known of the model (see `moeworks.find.super_experts`), `none`, or addresses.
+        protected: more such experts.
         weakens_safety: says that the plan is meant to weaken a safety behaviour.
 
     Raises:
@@ -103,11 +107,12 @@ def steer(
     for name in options:
         if name not in known:
             raise BadData(f"policy '{policy}' has no option '{name}'; {did_you_mean(name, known)}")
+    spared, how = protection(model, protect)
     wanted = Wanted(
         promote=promote,
         demote=demote,
         sign=1 if direction == "up" else -1,
-        protected=frozenset(protected),
+        protected=frozenset((*spared, *protected)),
         fits=fits,
         strength=manner.strength,
         layers=tuple(shape.layer for shape in model.layers),
@@ -118,6 +123,7 @@ def steer(
         raise BadPlan("no expert that was asked for fits into its layer; ask for others.")
     asked: dict[str, Any] = {"promote": promote, "demote": demote, "direction": direction, "op": manner.op}
     asked |= {} if manner.strength is None else {"strength": manner.strength}
+    asked["protect"] = how
     plan = Plan(
         header=plan_header(model, command=command, text_hash=scores.header.text_hash),
         description=_description(scores, direction, len(chosen.promoted), len(chosen.demoted), chosen.passed_over),
@@ -143,8 +149,8 @@ def with_amount(plan: Plan, *, experts: int | None = None, strength: float | Non
 
     Args:
         plan: whose operations list experts, or neurons, in rank order, as those of `steer` do.
-        experts: how many experts (of operations on neurons: neurons) stay: prefixes of the rankings, nested from dose to dose, in proportion where several
-            operations list experts.
+        experts: how many experts (of operations on neurons: neurons) stay: prefixes of the rankings, nested from dose
+            to dose, in proportion where several operations list experts.
         strength: the new absolute strength of every `add`, and factor of every `scale`, that of neurons included.
 
     Raises:
