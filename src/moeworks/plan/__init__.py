@@ -5,6 +5,7 @@ from moeworks.plan.compose import Change, PlanDifference, compose, diff
 from moeworks.plan.controls import bottom_of, matched_random
 from moeworks.plan.dry_run import DryRun, LayerReport, dry_run
 from moeworks.plan.files import empty_plan, load_plan, plan_hash, save_plan
+from moeworks.plan.gate import Gate, KeySpaceGate, ResidualGate, RoutingGate
 from moeworks.plan.guards import check, expected_touch
 from moeworks.plan.operations import Replayed, apply, apply_edits
 from moeworks.plan.policies import POLICIES, Chosen, Wanted
@@ -35,6 +36,8 @@ __all__ = [
     "Demote",
     "DryRun",
     "ExpertAddress",
+    "Gate",
+    "KeySpaceGate",
     "LayerEdit",
     "LayerReport",
     "Mask",
@@ -47,6 +50,8 @@ __all__ = [
     "Provenance",
     "Replay",
     "Replayed",
+    "ResidualGate",
+    "RoutingGate",
     "Scale",
     "TopK",
     "Wanted",
