@@ -132,6 +132,9 @@ def test_planted_languages_are_found(tmp_path, together):
         french = find_by_label(trace, label="lang", method=method, permutations=300, target="fr", **options)
         assert [(r["layer"], r["expert"]) for r in french.table.to_pylist() if r["passes"]] == [(0, 4)]
         assert french.column("stability")[4] == 1
+    far = find_by_label(trace, label="lang", method="multilingual", permutations=300, tau=0.95)
+    assert far.column("q")[4] <= 0.05  # French experts run more on French for sure, but not by so much
+    assert not far.column("passes").any()
     assert scores.header.facts["experts"] == {"de": ["L1.E9"], "en": [], "fr": ["L0.E4"]}
 
 

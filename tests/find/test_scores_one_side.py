@@ -51,6 +51,14 @@ def test_profile_is_three_times_k_of_each_layer(tmp_path):
     assert one.header.facts["profile"] == ["L0.E5", "L1.E4"]
 
 
+def test_profile_grows_with_k(tmp_path):
+    """By hand: k = 2, so the profile of `times` 1 is 2 experts: 0 on all 4 tokens, 3 on 3 of them."""
+    trace = write_texts(tmp_path / "t", [Text(A, {0: [[0, 3], [0, 3], [0, 3], [0, 1]]})], experts=8)
+    scores = find(trace, contrast="side=a", against=None, method="gate_profile", times=1)
+    assert scores.header.facts["profile"] == ["L0.E0", "L0.E3"]
+    assert scores.header.facts["concentration"] == pytest.approx({"contrast": 7 / 8})
+
+
 def test_facts_and_notes_are_kept_in_the_file(tmp_path):
     trace = make_trace(tmp_path / "t", labels={"side": ["a", "b"]})
     scores = find(trace, contrast="side=a", against="side=b", method="gate_profile", permutations=20)
@@ -80,7 +88,9 @@ def test_sigmoid_scores_are_divided_by_their_sum(tmp_path):
     logits = [[0.0, math.log(3), -math.log(3)]]
     texts = [Text(A, {0: [[1]]}, logits={0: logits})]
     trace = write_texts(tmp_path / "t", texts, header=make_header(model=model))
-    assert column(find(trace, contrast="side=a", against=None, method="affinity")) == pytest.approx([2 / 6, 3 / 6, 1 / 6])
+    assert column(find(trace, contrast="side=a", against=None, method="affinity")) == pytest.approx(
+        [2 / 6, 3 / 6, 1 / 6]
+    )
 
 
 def test_probabilities_need_logits(tmp_path):

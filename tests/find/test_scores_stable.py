@@ -31,8 +31,11 @@ def test_shares_by_hand():
 
 
 def test_groups_are_set_algebra(tmp_path):
-    """All documents of a side are alike, so that all resamplings are: top 2 are {0, 1} of a and {1, 2} of b."""
-    texts = [text("a", 5, 4, 1, 0) for _ in range(12)] + [text("b", 1, 4, 5, 0) for _ in range(12)]
+    """All documents of a side are alike, so that all resamplings are: top 2 are {0, 1} of a and {1, 2} of b.
+
+    Expert 3 runs more on a, surely, but is not among the most used.
+    """
+    texts = [text("a", 5, 4, 1, 2) for _ in range(12)] + [text("b", 1, 4, 5, 0) for _ in range(12)]
     trace = write_texts(tmp_path / "t", texts)
     found = select_stable(trace, **SIDES, most_used=2)
     assert found.detection == (Address(0, 1),)
@@ -42,6 +45,7 @@ def test_groups_are_set_algebra(tmp_path):
     assert scores.column("contrast_rate").tolist() == [1, 1, 0, 0]
     assert scores.column("against_rate").tolist() == [0, 1, 1, 0]
     assert scores.column("passes").tolist() == [True, False, False, False]
+    assert scores.column("q")[3] <= 0.05
     assert scores.header.facts == {"detection": ["L0.E1"], "control": ["L0.E0"]}
     assert "2 of the 2 most used; 1 of them on the other side too (detection group), 1 not" in scores.summary()
     both = select_stable(trace, **SIDES, most_used=2, group="detection")
