@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from moeworks.engines import load
     from moeworks.errors import MoeworksError
     from moeworks.examples import Example, Message, Span
-    from moeworks.find import Scores, find
+    from moeworks.find import (
+        Scores,
+        find,
+        find_by_label,
+        find_correlated,
+        find_languages,
+        find_markers,
+        find_method,
+        select_stable,
+    )
     from moeworks.inspect import inspect
     from moeworks.plan import Plan, explain, load_plan, save_plan, steer
     from moeworks.plan.compose import compose, diff
@@ -52,6 +61,11 @@ _HOMES = {
     "explain": "plan",
     "export": "trace.export",
     "find": "find",
+    "find_by_label": "find",
+    "find_correlated": "find",
+    "find_languages": "find",
+    "find_markers": "find",
+    "find_method": "find",
     "inspect": "inspect",
     "load": "engines",
     "load_plan": "plan",
@@ -61,6 +75,7 @@ _HOMES = {
     "read_examples": "data",
     "record": "record",
     "save_plan": "plan",
+    "select_stable": "find",
     "steer": "plan",
     "study": "study",
 }
@@ -88,6 +103,11 @@ __all__ = [
     "explain",
     "export",
     "find",
+    "find_by_label",
+    "find_correlated",
+    "find_languages",
+    "find_markers",
+    "find_method",
     "inspect",
     "load",
     "load_plan",
@@ -97,6 +117,7 @@ __all__ = [
     "read_examples",
     "record",
     "save_plan",
+    "select_stable",
     "steer",
     "study",
 ]
