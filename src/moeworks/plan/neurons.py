@@ -12,6 +12,10 @@ come after it. Only listed neurons and rows that the clause takes change, v bein
 - `scale`:   v <- factor * v (CULNIG's enhancement is factor 2).
 - `reflect`: v <- 2 * mean - v, mirrored about the neuron's mean: the mirror step of Neuron Adjust (arXiv 2503.21730).
 - `clamp`:   v <- value, a constant (the validation of arXiv 2501.02688).
+- `adjust`:  the whole of Neuron Adjust, by chance: with d_F the density of N(mean, std) at v (how the neuron is on the
+  skill) and d_R that of N(other_mean, other_std) (how it is elsewhere), where d_R <= d_F and u >= d_R / (d_R + d_F):
+  v <- other_mean - other_std * (v - mean) / std. The paper draws u uniformly; here it is a hash of the neuron's number
+  and of (v - mean) / std in steps of 1/256, so that a text gives the same whatever else is in its batch.
 
 Routing is not touched in the same layer; later layers see another residual. Arithmetic is float64 here; engines change
 values in float32 or wider and hand them on in the model's dtype.
@@ -31,12 +35,23 @@ from moeworks.errors import BadData
 __all__ = ["NUMBERS", "OWN", "SITES", "Action", "NeuronStep", "Site", "apply_step", "apply_steps"]
 
 Array = NDArray[Any]
-Action = Literal["zero", "scale", "reflect", "clamp"]
+Action = Literal["zero", "scale", "reflect", "clamp", "adjust"]
 Site = Literal["gate", "up", "key"]
 SITES: tuple[Site, ...] = ("gate", "up", "key")
 # Action → the numbers that it needs. A new action has a line here, a formula in `apply_step` and one in the torch twin.
-NUMBERS: dict[Action, tuple[str, ...]] = {"zero": (), "scale": ("factor",), "reflect": ("mean",), "clamp": ("value",)}
-OWN = ("mean",)  # numbers that are statistics of a neuron, so that another one cannot take them over
+NUMBERS: dict[Action, tuple[str, ...]] = {
+    "zero": (),
+    "scale": ("factor",),
+    "reflect": ("mean",),
+    "clamp": ("value",),
+    "adjust": ("mean", "std", "other_mean", "other_std"),
+}
+OWN = (
+    "mean",
+    "std",
+    "other_mean",
+    "other_std",
+)  # numbers that are statistics of a neuron, so that another one cannot take them over
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,8 +93,32 @@ def apply_step(step: NeuronStep, values: Array, rows: Array | None = None) -> Ar
             new = 2 * numbers["mean"] - v
         case "clamp":
             new = np.broadcast_to(numbers["value"], v.shape)
+        case "adjust":
+            new = _adjusted(v, numbers, step.neurons)
     values[place] = new
     return values
+
+
+def _adjusted(v: Array, numbers: Mapping[str, Array], neurons: Array) -> Array:
+    """Return values, (taken, s), mirrored into how each neuron is elsewhere, where chance says so."""
+    z = (v - numbers["mean"]) / numbers["std"]
+    other = (v - numbers["other_mean"]) / numbers["other_std"]
+    # log(d_R / d_F); densities themselves would underflow
+    ratio = (z**2 - other**2) / 2 + np.log(numbers["std"] / numbers["other_std"])
+    stay = np.exp(np.minimum(ratio, 0)) / (1 + np.exp(np.minimum(ratio, 0)))
+    changed = (ratio <= 0) & (_chance(v, numbers, neurons) >= stay)
+    return np.where(changed, numbers["other_mean"] - z * numbers["other_std"], v)
+
+
+def _chance(v: Array, numbers: Mapping[str, Array], neurons: Array) -> Array:
+    """Return a number from 0 to below 1 for each value: the same wherever the same value stands."""
+    single = np.float32
+    z = (v.astype(single) - numbers["mean"].astype(single)) / numbers["std"].astype(single)  # as engines compute it
+    x = np.floor(np.clip(z, -1e4, 1e4) * single(256)).astype(np.int64) * 1_000_003 + neurons * 7_919
+    x %= 2**31
+    for shift, factor in ((15, 739_982_445), (12, 695_872_825)):
+        x = (x ^ (x >> shift)) * factor % 2**31
+    return np.asarray((x ^ (x >> 15)) / 2**31)
 
 
 def apply_steps(steps: Sequence[tuple[NeuronStep, Array | None]], expert: int, site: Site, values: Array) -> Array:

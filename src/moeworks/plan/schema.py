@@ -142,13 +142,19 @@ class Neurons(_Operation):
 
     op: Literal["neurons"] = "neurons"
     neurons: tuple[NeuronId, ...] = Field(min_length=1, description="such as L3.E5.N17")
-    action: Action = Field(description="v becomes 0, factor * v, 2 * mean - v, or value")
+    action: Action = Field(
+        description="v becomes 0, factor * v, 2 * mean - v, or value; adjust: where v looks like a draw from "
+        "(mean, std) rather than from (other_mean, other_std), it is mirrored into the latter"
+    )
     site: Site = Field(
         "key", description="pre-activation of the gate or of the up projection, or what the down projection reads"
     )
     factor: Numbers | None = Field(None, description="of `scale`: one number, or one for each neuron")
     value: Numbers | None = Field(None, description="of `clamp`: one number, or one for each neuron")
-    mean: Numbers | None = Field(None, description="of `reflect`: one number, or one for each neuron")
+    mean: Numbers | None = Field(None, description="of `reflect` and `adjust`: one number, or one for each neuron")
+    std: Numbers | None = Field(None, description="of `adjust`: deviation about `mean`")
+    other_mean: Numbers | None = Field(None, description="of `adjust`: the neuron's mean elsewhere")
+    other_std: Numbers | None = Field(None, description="of `adjust`: deviation about `other_mean`")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -159,6 +165,8 @@ class Neurons(_Operation):
                 raise ValueError(f"action '{self.action}' {'needs' if given is None else 'has no'} {name}")
             if isinstance(given, tuple) and len(given) != len(self.neurons):
                 raise ValueError(f"{name} has {len(given)} numbers for {len(self.neurons)} neurons")
+            if given is not None and name.endswith("std") and min(given if isinstance(given, tuple) else (given,)) <= 0:
+                raise ValueError(f"{name} holds a deviation that is not above 0")
         return self
 
     @property

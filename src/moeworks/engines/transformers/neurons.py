@@ -35,9 +35,27 @@ class TorchStep:
             new = 2 * self.numbers["mean"] - wide
         elif self.action == "clamp":
             new = self.numbers["value"].expand_as(wide)
+        elif self.action == "adjust":
+            new = self._adjusted(wide)
         else:
             raise Unsupported(f"this engine has no formula for the neuron action '{self.action}'.")
         return new.to(v.dtype)
+
+    def _adjusted(self, v: Tensor) -> Tensor:
+        mean, std, other_mean, other_std = (self.numbers[n] for n in ("mean", "std", "other_mean", "other_std"))
+        z = (v - mean) / std
+        ratio = (z**2 - ((v - other_mean) / other_std) ** 2) / 2 + (std / other_std).log()
+        stay = ratio.clamp(max=0).exp()
+        changed = (ratio <= 0) & (self._chance(v) >= stay / (1 + stay))
+        return torch.where(changed, other_mean - z * other_std, v)
+
+    def _chance(self, v: Tensor) -> Tensor:
+        z = (v.float() - self.numbers["mean"]) / self.numbers["std"]
+        x = (z.nan_to_num().clamp(-1e4, 1e4) * 256).floor().long() * 1_000_003 + self.neurons * 7_919
+        x = x % 2**31
+        for shift, factor in ((15, 739_982_445), (12, 695_872_825)):
+            x = (x ^ (x >> shift)) * factor % 2**31
+        return (x ^ (x >> 15)).double() / 2**31
 
 
 @dataclass(frozen=True, eq=False)
