@@ -11,10 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData, did_you_mean
-from moeworks.stats.counts import layer_batches, layers_of
-from moeworks.stats.distributions import weight_shares
+from moeworks.stats.counts import add_shares, layer_batches, layers_of
 from moeworks.stats.documents import draw_documents, percentiles, selected_documents
-from moeworks.stats.sets import chance_jaccard, check_ids
+from moeworks.stats.sets import chance_jaccard
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["gini", "standing_committee", "top_experts"]
 
 Array = NDArray[Any]
-_CHUNK = 1 << 16  # rows at a time
 
 
 def standing_committee(
@@ -134,30 +132,9 @@ def _mass(trace: Trace, where: Where, groups: _Groups, layers: Mapping[int, int]
     for part in trace.parts:
         rows = part.rows()
         entry = np.where(where.mask(rows, requests), groups.of_request[rows.request], -1)
-        for layer, experts in layers.items():
-            ids, weights = part.ids(layer), part.weights(layer)
-            check_ids(ids, experts)
-            for start in range(0, len(entry), _CHUNK):
-                rows_here = slice(start, start + _CHUNK)
-                _add_mass(sums[layer], entry[rows_here], ids[rows_here], weights[rows_here])
+        for layer in layers:
+            add_shares(sums[layer], entry, part.ids(layer), part.weights(layer))
     return sums
-
-
-def _add_mass(sums: Array, entry: Array, ids: Array, weights: Array) -> None:
-    """Add each token's combine weights, divided by their sum, to its entry of `sums`, (entries, E)."""
-    kept = np.flatnonzero(entry >= 0)
-    if len(kept) < len(entry):
-        entry, ids, weights = entry[kept], ids[kept], weights[kept]
-    entries, experts = sums.shape
-    present = np.flatnonzero(np.bincount(entry, minlength=entries))  # a chunk holds few of all entries
-    base = np.empty(entries, np.int64)
-    base[present] = np.arange(len(present)) * experts
-    base = base[entry]  # (n,)
-    shares = weight_shares(weights)  # (n, k)
-    found = np.zeros(len(present) * experts)
-    for slot in range(ids.shape[1]):  # a slot at a time is faster than all together
-        found += np.bincount(base + ids[:, slot], weights=shares[:, slot], minlength=len(found))
-    sums[present] += found.reshape(len(present), experts)
 
 
 def _describe(

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.errors import BadData, BadTrace
+from moeworks.errors import BadData
+from moeworks.stats.distributions import weight_shares
+from moeworks.stats.sets import check_ids
 from moeworks.where import Where
 
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["add_distributions", "add_runs", "layer_batches", "layers_of"]
+__all__ = ["add_distributions", "add_runs", "add_shares", "layer_batches", "layers_of"]
 
 Array = NDArray[Any]
 _CHUNK = 1 << 16  # rows at a time: keys stay in the processor's cache
@@ -41,9 +43,7 @@ def add_runs(counts: Array, entry: Array, ids: Array, weights: Array) -> None:
             here, chosen, weight = here[kept], chosen[kept], weight[kept]
         if not len(here):
             continue
-        largest = int(chosen.max())
-        if largest >= experts:
-            raise BadTrace(f"a row names expert {largest}, but experts are 0 to {experts - 1}; the trace is altered.")
+        check_ids(chosen, experts)
         present = np.flatnonzero(np.bincount(here, minlength=entries))  # entries of this chunk
         base = np.empty(entries, np.int64)
         base[present] = np.arange(len(present)) * experts
@@ -54,6 +54,34 @@ def add_runs(counts: Array, entry: Array, ids: Array, weights: Array) -> None:
             keys = base + chosen[:, slot]
             found += np.bincount(keys if all_ran else keys[weight[:, slot] != 0], minlength=len(found))
         counts[present] += found.reshape(len(present), experts)
+
+
+def add_shares(sums: Array, entry: Array, ids: Array, weights: Array) -> None:
+    """Add each token's combine weights, divided by their sum, to its entry of `sums`, (entries, E) float64.
+
+    Arguments as in `add_runs`; a token for which no expert ran adds nothing.
+
+    Raises:
+        BadTrace: an id is not below E, or a weight is negative.
+    """
+    entries, experts = sums.shape
+    for start in range(0, len(entry), _CHUNK // 4):
+        rows = slice(start, start + _CHUNK // 4)
+        kept = start + np.flatnonzero(entry[rows] >= 0)
+        if not len(kept):
+            continue
+        whole = len(kept) == len(entry[rows])
+        here, chosen, weight = (array[rows] if whole else array[kept] for array in (entry, ids, weights))
+        check_ids(chosen, experts)
+        present = np.flatnonzero(np.bincount(here, minlength=entries))  # a chunk holds few of all entries
+        base = np.empty(entries, np.int64)
+        base[present] = np.arange(len(present)) * experts
+        base = base[here]  # (n,)
+        shares = weight_shares(weight)  # (n, k)
+        found = np.zeros(len(present) * experts)
+        for slot in range(chosen.shape[1]):  # a slot at a time is faster than all together
+            found += np.bincount(base + chosen[:, slot], weights=shares[:, slot], minlength=len(found))
+        sums[present] += found.reshape(len(present), experts)
 
 
 def add_distributions(sums: Array, entry: Array, distributions: Array) -> None:

@@ -10,13 +10,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData, BadTrace, did_you_mean
-from moeworks.stats.counts import add_distributions, layer_batches, layers_of
-from moeworks.stats.distributions import entropy, jensen_shannon, normalised_divergence, softmax, weight_shares
+from moeworks.stats.counts import add_distributions, add_shares, layer_batches, layers_of
+from moeworks.stats.distributions import entropy, jensen_shannon, normalised_divergence, softmax
 from moeworks.stats.documents import FEWEST_DOCUMENTS, draw_documents, percentiles, ratio_intervals
 from moeworks.where import Where
 
 if TYPE_CHECKING:
-    from moeworks.trace import Part, Trace
+    from moeworks.trace import Trace
 
 __all__ = ["divergence"]
 
@@ -135,21 +135,15 @@ def _sums(trace: Trace, where: Where, groups: _Groups, layers: Mapping[int, int]
     for part in trace.parts:
         rows = part.rows()
         group = np.where(where.mask(rows, requests), groups.of_request[rows.request], -1)  # (n,)
-        for start in range(0, len(group), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            for layer, experts in layers.items():
-                add_distributions(sums[layer], group[chunk], _distributions(part, layer, chunk, experts, source))
+        for layer in layers:
+            if source == "weights":
+                add_shares(sums[layer], group, part.ids(layer), part.weights(layer))
+                continue
+            logits = part.logits(layer)
+            for start in range(0, len(group), _CHUNK):
+                chunk = slice(start, start + _CHUNK)
+                add_distributions(sums[layer], group[chunk], softmax(logits[chunk]))
     return sums
-
-
-def _distributions(part: Part, layer: int, rows: slice, experts: int, source: Source) -> Array:
-    """Return each token's distribution over all experts, (n, E)."""
-    if source == "logits":
-        return softmax(part.logits(layer)[rows])
-    shares = weight_shares(part.weights(layer)[rows])  # (n, k)
-    full = np.zeros((len(shares), experts))
-    np.put_along_axis(full, part.ids(layer)[rows].astype(np.int64), shares, -1)
-    return full
 
 
 def _mean(sums: Array) -> Array:

@@ -58,10 +58,9 @@ def repetition(trace: Trace, *, where: Where = Where(), bootstrap: int = 200, se
         for i, (layer, experts) in enumerate(layers.items()):
             ids, weights = part.ids(layer), part.weights(layer)
             check_ids(ids, experts)
-            best = weights.argmax(-1)[:, None]  # (n, 1)
-            first = np.take_along_axis(ids, best, -1)  # (n, 1)
-            add_runs(firsts[layer], np.where(kept, 0, -1), first, np.take_along_axis(weights, best, -1))
-            add_sums(sums[i, 0], entry, first[1:, 0] == first[:-1, 0])
+            first, most = _first_choice(ids, weights)
+            add_runs(firsts[layer], np.where(kept, 0, -1), first[:, None], most[:, None])
+            add_sums(sums[i, 0], entry, first[1:] == first[:-1])
             for start in range(0, len(entry), _CHUNK):
                 here = entry[start : start + _CHUNK]
                 now, before = slice(start + 1, start + 1 + len(here)), slice(start, start + len(here))
@@ -89,3 +88,13 @@ def repetition(trace: Trace, *, where: Where = Where(), bootstrap: int = 200, se
         line["first_choice_load_chance"] = float((share**2).sum())
         lines.append({**line, "pairs": int(pairs.sum()), "documents": len(documents)})
     return pa.Table.from_pylist(lines)
+
+
+def _first_choice(ids: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the expert of largest weight and that weight, (n,) each; of equal ones that of the earlier slot."""
+    first, most = ids[:, 0].copy(), weights[:, 0].copy()
+    for slot in range(1, ids.shape[1]):
+        better = weights[:, slot] > most
+        first = np.where(better, ids[:, slot], first)
+        np.maximum(most, weights[:, slot], out=most)
+    return first, most
