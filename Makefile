@@ -6,6 +6,7 @@
 #                            more options for the pip call that installs torch, such as the index of its CPU build
 #   LAB_OUT                  where `make lab` works; options of python -m recipes.lab may follow the folder
 #   DEMO_PROBES, DEMO_OUT    what `make demo` studies, and the folder it writes
+#   LEAGUE_BUDGET            how much `make league` computes: quick or full
 
 SHELL := bash
 VENV := .venv
@@ -16,10 +17,11 @@ PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-che
 TORCH_PIP ?=
 DEMO_PROBES ?= language/fr domain/code_python openbook requests null/split
 DEMO_OUT ?= out/demo
+LEAGUE_BUDGET ?= quick
 LAB_OUT ?= out/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check bench docs lab lab-smoke clean install install-check
+.PHONY: help demo check bench league docs lab lab-smoke clean install install-check
 
 help:
 	@echo 'make demo    install and study the shipped model; prints where the report is'
@@ -27,6 +29,7 @@ help:
 	@echo 'make bench   run the benchmarks and write docs/benchmarks.md'
 	@echo 'make lab     make the shipped models from nothing: hours; goes on where it was stopped'
 	@echo 'make lab-smoke  train toy models by the same recipe, kill, resume and export them: two minutes'
+	@echo 'make league  compare all methods and write docs/league.md; what was computed is kept in out/league'
 	@echo 'make docs    build the documentation into docs/_build/html'
 	@echo 'make clean   remove what the other commands made, .venv too'
 
@@ -68,6 +71,10 @@ lab: $(VENV)/.check
 
 lab-smoke: $(VENV)/.check
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m recipes.lab.smoke out/lab-smoke
+
+league: $(VENV)/.check
+	@$(BIN)/moeworks bench detect --budget $(LEAGUE_BUDGET) -o out/league
+	@$(BIN)/moeworks bench steer --budget $(LEAGUE_BUDGET) -o out/league --page docs/league.md
 
 docs: $(VENV)/.check
 	@$(BIN)/python docs/generate.py

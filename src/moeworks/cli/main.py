@@ -12,6 +12,7 @@ import typer
 
 from moeworks import __version__
 from moeworks.cli import (
+    bench,
     decode,
     doctor,
     evaluate,
@@ -58,7 +59,7 @@ for panel, name, function in (
     (FILES, "doctor", doctor.command),
 ):
     app.command(name, rich_help_panel=panel)(function)
-for group in (trace.app, plan.app, probes.app, train.app):
+for group in (trace.app, plan.app, probes.app, train.app, bench.app):
     app.add_typer(group, rich_help_panel=FILES)
 
 
@@ -110,7 +111,7 @@ def _interrupted(words: list[str]) -> int:
     if words[:1] == ["record"] or words[:2] == ["train", "unlearn"]:
         again = words if "--resume" in words else [*words, "--resume"]
         _say(f"interrupted; resume with: {shlex.join(['moeworks', *again])}")
-    elif words[:1] == ["study"]:
+    elif words[:1] in (["study"], ["bench"]):
         _say(f"interrupted; what is done stays, go on with: {shlex.join(['moeworks', *words])}")
     else:
         _say("interrupted; nothing half-written was left behind.")

@@ -56,8 +56,11 @@ def null_probe(documents: int = 160, *, seed: int = 0) -> Probe:
     return _probe("null", "nothing: both sides are drawn from the same texts", null_examples(documents, seed=seed))
 
 
-def plant_examples(plant: str, documents: int, *, seed: int = 0) -> list[Example]:
+def plant_examples(plant: str, documents: int, *, seed: int = 0, paired: bool = False) -> list[Example]:
     """Return the documents for one of `PLANTS`, shouted on the contrast side (but for `none`) and labelled by side.
+
+    With `paired` each document has two texts of the same words, one for each side, so that they differ in the behaviour
+    alone; there are half as many documents then, and topic and length cannot be paired.
 
     Where the plant is a confound the two sides differ in something else too. `topic`: nine tenths of the contrast side
     have one of the first three topics, nine tenths of the other side one of the others. `length`: eight or nine
@@ -66,16 +69,18 @@ def plant_examples(plant: str, documents: int, *, seed: int = 0) -> list[Example
     """
     if plant not in PLANTS:
         raise BadData(f"no plant is called '{plant}'; {did_you_mean(plant, PLANTS)}")
-    return [_confounded(plant, seed, index) for index in range(documents)]
+    if paired and plant in ("topic", "length"):
+        raise BadData(f"texts of the same words have the same {plant}; they cannot be pairs.")
+    return [_confounded(plant, seed, index, paired=paired) for index in range(documents)]
 
 
-def plant_probe(plant: str, documents: int = 160, *, seed: int = 0) -> Probe:
+def plant_probe(plant: str, documents: int = 160, *, seed: int = 0, paired: bool = False) -> Probe:
     """Return a probe of shouting for one of `PLANTS`, whose metric sees the behaviour and nothing else.
 
     An item is a text without its last word; the metric is the preference for this word in capitals over the same word
     in small letters. What else a plan does to the model's words is the same for both.
     """
-    texts = _with_splits(plant_examples(plant, documents, seed=seed))
+    texts = _with_splits(plant_examples(plant, documents, seed=seed, paired=paired))
     items = []
     for text in texts:
         if text.labels["side"] == "contrast" and text.labels["split"] != "find":
@@ -90,7 +95,9 @@ def plant_probe(plant: str, documents: int = 160, *, seed: int = 0) -> Probe:
                 )
             )
     what = "nothing: both sides are drawn from the same texts" if plant == "none" else "the text goes on in capitals"
-    header = ProbeHeader(name=f"plant/{plant}", behaviour=what, metric=Metric(name="preference"), expected="down")
+    header = ProbeHeader(
+        name=f"plant/{plant}", behaviour=what, metric=Metric(name="preference"), expected="down", paired=paired
+    )
     return Probe(header, tuple(texts), tuple(items))
 
 
@@ -100,9 +107,9 @@ def _last_word(text: str) -> tuple[str, str]:
     return text[:start], text[start:-1]
 
 
-def _confounded(plant: str, seed: int, index: int) -> Example:
-    contrast = index % 2 == 0
-    generator = np.random.default_rng([seed, index, 1])
+def _confounded(plant: str, seed: int, index: int, *, paired: bool) -> Example:
+    contrast, number = index % 2 == 0, index // 2 if paired else index
+    generator = np.random.default_rng([seed, number, 1])
     topic, sentences, half = index // 2 % TOPICS, (3, 6), TOPICS // 2
     if plant == "topic":
         first = contrast == (generator.random() < MOSTLY)
@@ -117,7 +124,7 @@ def _confounded(plant: str, seed: int, index: int) -> Example:
     return Example(
         text=text,
         labels={"side": "contrast" if contrast else "against", "topic": str(topic)},
-        document=f"{plant}-{seed}-{index}",
+        document=f"{plant}-{seed}-{number}",
     )
 
 

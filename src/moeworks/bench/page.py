@@ -1,0 +1,83 @@
+"""`docs/league.md`: how the league was run, a reading, the tables and the pictures, all from `league.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from moeworks.artefact import replace_file
+from moeworks.bench.picture import save_detection, save_steering
+from moeworks.bench.reading import read_detection, read_steering
+from moeworks.bench.schema import DetectCell, League, Settings, SteerCell
+from moeworks.bench.table import detection_tables, steering_tables
+
+__all__ = ["page", "save_page"]
+
+HEAD = """# League tables
+
+Every registered method on every probe: the same texts, the same number of experts, the same controls. Made by
+`make league` from what was measured; nothing here is written by hand. What each method is: [methods](methods.md).
+
+On **planted** models the truth is known. One expert carries the behaviour (`single`), five share it (`spread`), two
+must act together (`pair`), one neuron of an expert that runs on both sides alike does (`neurons`), only the choice
+between two experts does (`routing`). In `residual` no expert carries it and routing does not show it; in `topic`,
+`length` and `token` no expert carries it either, and routing follows something else that the two sides differ in.
+Models are small torch mixtures (four layers, 16 experts each, two run), one for each seed. Carried behaviours are
+contrasted on pairs of texts of the same words, `token` too; nulls and the other probes on texts that differ.
+"""
+
+
+def save_page(league: League, path: Path) -> None:
+    """Write the page and, beside it in `images`, its pictures."""
+    images = path.parent / "images"
+    if league.detect:
+        save_detection(league.detect, images / "league-detect.png")
+    if league.steer:
+        save_steering(league.steer, images / "league-steer.png")
+    with replace_file(path) as temporary:
+        temporary.write_text(page(league), encoding="utf-8")
+
+
+def page(league: League) -> str:
+    """Return the page as Markdown."""
+    parts = [HEAD.strip()]
+    if league.detect and league.detect_settings:
+        parts += ["## Detection", _how(league.detect_settings, "scored")]
+        parts.append("![Which claims are right, method by method](images/league-detect.png)")
+        for model, cells in _by_model(league.detect):
+            parts += [f"### {_title(model)}: detection", read_detection(cells, model=f"`{model}`")]
+            parts.append(detection_tables(cells, planted=any(cell.kind == "planted" for cell in cells)))
+    if league.steer and league.steer_settings:
+        parts += ["## Steering", _how(league.steer_settings, "steered")]
+        parts.append(
+            "A method's first experts, as many as there are to be found on a planted model and as many as the budget"
+            " says elsewhere, are turned down, whether they pass or not; policies do what they were published with, to"
+            " the scores that they were published with. Of scores of neurons as many neurons are set to 0 (on a real"
+            " model a quarter of an expert's neurons for each expert)."
+        )
+        parts.append("![What works, method by method](images/league-steer.png)")
+        for model, steered in _by_model(league.steer):
+            parts += [f"### {_title(model)}: steering", read_steering(steered, model=f"`{model}`")]
+            parts.append(steering_tables(steered))
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_model(cells: Sequence[DetectCell] | Sequence[SteerCell]) -> Iterator[tuple[str, list]]:  # type: ignore[type-arg]
+    for model in dict.fromkeys(cell.model for cell in cells):
+        yield model, [cell for cell in cells if cell.model == model]
+
+
+def _title(model: str) -> str:
+    return {"planted": "Planted models", "fake": "Planted models in numpy"}.get(model, f"Model `{model}`")
+
+
+def _how(settings: Settings, verb: str) -> str:
+    sizes = settings.sizes
+    weights = ", ".join(f"`{model}` {found[:12]}" for model, found in settings.weights.items())
+    versions = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
+    return (
+        f"Budget `{settings.budget}`: {settings.seeds} seeds ({settings.null_seeds} of nulls), {sizes['experts']}"
+        f" experts where nothing says how many are sought, {sizes['documents']} texts of a planted probe,"
+        f" {sizes['texts'] or 'all'} of another, {sizes['permutations']} permutations,"
+        f" {sizes['controls']} random plans; {verb} with {versions}." + (f" Weights: {weights}." if weights else "")
+    )
