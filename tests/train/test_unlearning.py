@@ -251,6 +251,8 @@ def test_bad_input_is_one_sentence(engine: TransformersEngine, tmp_path: Path) -
         run(engine, held_out=1.0)
     with pytest.raises(BadData, match="must not be cut off"):
         run(engine, forget=[Example(text="x" * 60, answer="y", document=str(n)) for n in range(3)])
+    with pytest.raises(BadData, match="of a safety behaviour"):
+        run(engine, forget="probe:requests")
     with pytest.raises(Unsupported, match="only the transformers engine"):
         run(FakeEngine())
     plan = empty_plan(engine.identity).model_copy(update={"operations": (Demote(experts=(Address(0, 1),)),)})

@@ -55,6 +55,9 @@ def unlearn(
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Train a random expert of the layer too, for comparison.")
     ] = True,
+    weakens_safety: Annotated[
+        bool, typer.Option("--weakens-safety", help="Say so if a safety behaviour is meant to be forgotten.")
+    ] = False,
     save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 50,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output.")] = False,
@@ -92,6 +95,7 @@ def unlearn(
         held_out=held_out,
         measured=measured,
         control=control,
+        weakens_safety=weakens_safety,
         seed=seed,
         resume=resume,
         overwrite=overwrite,

@@ -112,7 +112,8 @@ def npo(log_probabilities: Tensor, reference: Tensor, counted: Tensor, beta: flo
 def control_vector(width: int, *, seed: int, device: torch.device | str = "cpu") -> Tensor:
     """Return RMU's u: a unit vector whose entries are drawn uniformly from 0..1 before it is normalised, (H,)."""
     entries = torch.rand(width, generator=torch.Generator().manual_seed(seed))
-    return (entries / entries.norm()).to(device)
+    control: Tensor = entries / entries.norm()
+    return control.to(device)
 
 
 def rmu_forget(hidden: Tensor, control: Tensor, steering: float) -> Tensor:

@@ -5,33 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from moeworks import __version__
 from moeworks.address import Address, parse_address
 from moeworks.artefact import hash_texts
 from moeworks.data import read_examples
 from moeworks.engines.transformers.loading import hash_weights
-from moeworks.engines.transformers.tokens import Prepared
 from moeworks.errors import BadData
 from moeworks.examples import Example
-from moeworks.train.affinity import Affinity, affinity_of_trace, overlap
+from moeworks.train.affinity import Affinity, affinity_of_trace
 from moeworks.train.batches import Texts, chosen, read_requests, split_documents
 from moeworks.train.engine import opened
-from moeworks.train.loop import Optimisation, OptimiserName, fit
+from moeworks.train.loop import Optimisation, OptimiserName
 from moeworks.train.losses import Forget, defaults_of
-from moeworks.train.measure import Measured, anchorable, measure
+from moeworks.train.measure import anchorable, measure
 from moeworks.train.memory import announce as on_standard_error
 from moeworks.train.memory import estimate
-from moeworks.train.objective import Objective, Weights
-from moeworks.train.report import REPORT, Figures, Outcome, TargetReport, UnlearnReport
+from moeworks.train.objective import Weights
+from moeworks.train.report import REPORT, Outcome, TargetReport, UnlearnReport
 from moeworks.train.save import check_output, save_model, whole_folder
-from moeworks.train.slices import Trained, expert_parts, router_parts
-from moeworks.train.state import State, load_state, save_state, state_path
+from moeworks.train.state import load_state, state_path
+from moeworks.train.trial import Run, random_other, train_expert, trained_of
 
 if TYPE_CHECKING:
     from moeworks.engines.base import Engine
@@ -41,23 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["unlearn"]
 
 Data = str | Path | Iterable[Example]
-Stage = Literal["control", "target"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What both trainings, of the target and of the control, share."""
-
-    engine: TransformersEngine
-    forget: Texts
-    retain: Texts
-    measured: dict[str, list[Prepared]]  # the texts that are measured, by the report's names
-    weights: Weights
-    optimisation: Optimisation
-    settings: str
-    state: Path | None
-    save_every: int
-    progress: bool
 
 
 def unlearn(
@@ -82,6 +62,7 @@ def unlearn(
     held_out: float = 0.2,
     measured: int = 128,
     control: bool = True,
+    weakens_safety: bool = False,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -122,6 +103,7 @@ def unlearn(
         held_out: share of the documents of each set that is not trained on, for the held-out figures.
         measured: at most so many texts behind each figure.
         control: train a random other expert of the layer the same way, for comparison.
+        weakens_safety: say so if the forget texts are of a probe of a safety behaviour; it goes into the report.
         seed: of all that is drawn.
         resume: go on with an unfinished run of the same options.
         overwrite: replace an earlier output.
@@ -146,6 +128,7 @@ def unlearn(
         seed=seed,
     )
     _check(weights)
+    _check_safety(forget, weakens_safety)
     optimisation = Optimisation(steps=steps, optimiser=optimiser, learning_rate=learning_rate)
     target_folder = None if output is None else Path(output)
     if target_folder is not None:
@@ -172,9 +155,10 @@ def unlearn(
         target = TargetReport(expert=str(address), chosen="given")
     options = asdict(weights) | asdict(optimisation)
     options |= {"max_tokens": max_tokens, "held_out": held_out, "measured": measured, "control": control}
+    options |= {"weakens_safety": weakens_safety}
     text_hash = hash_texts([forget_hash, retain_hash])
     settings = _hash([options, engine.identity.weight_hash, text_hash, str(address)])
-    run = _Run(
+    run = Run(
         engine=engine,
         forget=forget_texts,
         retain=retain_texts,
@@ -195,7 +179,7 @@ def unlearn(
     if run.state is not None and run.state.is_file() and not (resume or overwrite):
         raise BadData(f"an unfinished run lies in {run.state}; go on with resume (--resume), or remove it.")
 
-    trained = _trained(engine, address)
+    trained = trained_of(engine, address)
     longest = sorted((len(r.tokens) for r in (*forget_texts.training, *retain_texts.training)), reverse=True)
     memory = estimate(
         engine,
@@ -213,10 +197,10 @@ def unlearn(
         if resumed is not None and resumed.stage == "target":
             compared = Outcome.model_validate_json(resumed.carried["control"])
         else:
-            other = _random_other(engine, address, seed)
-            compared = _train(run, _trained(engine, other), other, "control", before, resumed, None)
+            other = random_other(engine, address, seed)
+            compared = train_expert(run, trained_of(engine, other), other, "control", before, resumed, None)
     try:
-        result = _train(run, trained, address, "target", before, resumed, compared, keep=True, target=target)
+        result = train_expert(run, trained, address, "target", before, resumed, compared, keep=True, target=target)
         report = UnlearnReport(
             moeworks=__version__,
             model=engine.identity,
@@ -251,6 +235,20 @@ def _check(weights: Weights) -> None:
         raise BadData(f"anchor tokens are all or forget, not '{weights.anchor_tokens}'.")
 
 
+def _check_safety(forget: Data, weakens_safety: bool) -> None:
+    """Refuse to make a model forget a safety behaviour by accident."""
+    if weakens_safety or not isinstance(forget, str) or not forget.startswith("probe:"):
+        return
+    from moeworks.probes import load_probe
+
+    name = forget.removeprefix("probe:").partition(":")[0]
+    if load_probe(name).header.safety:
+        raise BadData(
+            f"the probe {name} is of a safety behaviour, which forgetting its texts would weaken; say so with "
+            "weakens_safety (--weakens-safety) if that is meant."
+        )
+
+
 def _texts(
     engine: TransformersEngine, data: Data, name: str, max_tokens: int | None, held_out: float, seed: int
 ) -> tuple[Texts, str]:
@@ -269,90 +267,6 @@ def _affinity(engine: TransformersEngine, forget: Texts, trace: Trace | None, ba
 
     with_weights = {layer: expert_weights(router).experts for layer, router in anchorable(engine).items()}
     return affinity_of_trace(trace, experts=with_weights)
-
-
-def _trained(engine: TransformersEngine, address: Address) -> Trained:
-    routers = anchorable(engine)
-    if address.layer not in routers:
-        known = ", ".join(map(str, routers))
-        raise BadData(f"layer {address.layer} has no router that could be trained; layers that have: {known}.")
-    router = routers[address.layer]
-    return Trained(engine.model, [*expert_parts(router, address.expert), *router_parts(router)])
-
-
-def _random_other(engine: TransformersEngine, address: Address, seed: int) -> Address:
-    from moeworks.families.expert_weights import expert_weights
-
-    count = expert_weights(anchorable(engine)[address.layer]).experts
-    drawn = int(np.random.default_rng([seed, 4]).integers(count - 1))
-    return Address(address.layer, drawn + (drawn >= address.expert))
-
-
-def _train(
-    run: _Run,
-    trained: Trained,
-    address: Address,
-    stage: Stage,
-    before: dict[str, Measured],
-    resumed: State | None,
-    control: Outcome | None,
-    *,
-    keep: bool = False,
-    target: TargetReport | None = None,
-) -> Outcome:
-    """Train one expert and measure; the model keeps the result only if it is to and nothing went wrong."""
-    router = anchorable(run.engine)[address.layer]
-    objective = Objective(
-        run.engine, router, address.expert, trained, run.forget.training, run.retain.training, run.weights
-    )
-    carried = {} if control is None else {"control": control.model_dump_json()}
-
-    def save(done: int, history: list[dict[str, float]], tensors: dict[str, Any]) -> None:
-        if run.state is not None:
-            save_state(run.state, State(run.settings, stage, done, history, carried, tensors))
-
-    finished = False
-    try:
-        objective.prepare(run.optimisation.steps)
-        with run.engine.session(None, record=False, plain=True):
-            history = fit(
-                trained,
-                objective.step,
-                run.optimisation,
-                what=f"{address} ({stage})",
-                resumed=resumed if resumed is not None and resumed.stage == stage else None,
-                save=save,
-                save_every=run.save_every,
-                progress=run.progress,
-            )
-        after = {
-            name: measure(run.engine, requests, batch_size=run.weights.batch_size)
-            for name, requests in run.measured.items()
-        }
-        finished = True
-    finally:
-        if not (keep and finished):
-            trained.restore()
-    known = target or TargetReport(expert=str(address), chosen="random")
-    places: dict[str, Any] = {}
-    for when, state in (("before", before), ("after", after)):
-        affinity = state["forget"].affinity
-        places |= {f"rank_{when}": affinity.rank(address), f"affinity_{when}": affinity.of(address)}
-    return Outcome(
-        target=known.model_copy(update=places),
-        overlap_forget=_overlaps(before["forget"], after["forget"]),
-        overlap_retain=_overlaps(before["retain"], after["retain"]),
-        history=history,
-        **{name: (_figures(before[name]), _figures(after[name])) for name in before},
-    )
-
-
-def _overlaps(before: Measured, after: Measured) -> dict[int, float]:
-    return {layer: float(overlap(ids, after.ids[layer]).mean()) for layer, ids in before.ids.items()}
-
-
-def _figures(measured: Measured) -> Figures:
-    return Figures(**measured.quality._asdict())
 
 
 def _hash(values: Any) -> str:
