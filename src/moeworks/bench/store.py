@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ class Bench:
     def __init__(self, folder: Path, case: Case, sizes: Sizes, *, resume: bool) -> None:
         self.case, self.sizes, self.engine = case, sizes, case.engine()
         self._folder, self._resume = folder, resume
+        self._room = folder / f"trace-{os.getpid()}"  # two runs may fill one folder
         self._traces: dict[bool, Trace] = {}
         self._made: dict[str, Outcome] = {}
         identity = self.engine.identity
@@ -56,7 +58,7 @@ class Bench:
     def close(self) -> None:
         """Remove the trace; it can be recorded again and is large."""
         self._traces.clear()
-        shutil.rmtree(self._folder / "trace", ignore_errors=True)
+        shutil.rmtree(self._room, ignore_errors=True)
 
     def scores(self, detector: Detector, among: list[Detector]) -> Outcome:
         """Return the scores of a detector, or why there are none, and the seconds that they took.
@@ -112,7 +114,7 @@ class Bench:
         apart = detector.way == "number" and self.case.paired
         if apart not in self._traces:
             logits = any(d.home == "trace" and d.reads == "probabilities" for d in among)
-            path = self._folder / "trace" / ("apart" if apart else "whole")
+            path = self._room / ("apart" if apart else "whole")
             shutil.rmtree(path, ignore_errors=True)
             texts = self.case.texts(apart=apart)
             self._traces[apart] = self.engine.record(texts, path, logits=logits, seed=self.case.seed)
