@@ -9,6 +9,7 @@ from moeworks.find.methods import find_method, trace_methods
 from moeworks.find.numbers import find_correlated
 from moeworks.find.scores import GROUP_SCORES, SCORES, Side, reads
 from moeworks.find.stable import select_stable
+from moeworks.find.super_experts import SuperExperts, sink_diagnostics, super_experts
 
 __all__ = [
     "GROUP_SCORES",
@@ -16,6 +17,7 @@ __all__ = [
     "Scores",
     "ScoresHeader",
     "Side",
+    "SuperExperts",
     "find",
     "find_by_label",
     "find_by_phase",
@@ -25,5 +27,7 @@ __all__ = [
     "find_method",
     "reads",
     "select_stable",
+    "sink_diagnostics",
+    "super_experts",
     "trace_methods",
 ]

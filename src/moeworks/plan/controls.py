@@ -11,9 +11,9 @@ from moeworks.address import Address, NeuronAddress
 from moeworks.artefact import ModelIdentity
 from moeworks.errors import BadPlan
 from moeworks.plan.clauses import listed
-from moeworks.plan.neurons import OWN
 from moeworks.plan.files import plan_hash
 from moeworks.plan.guards import check, problems
+from moeworks.plan.neurons import OWN
 from moeworks.plan.schema import Neurons, Operation, Plan, Provenance, Replay, TopK
 
 if TYPE_CHECKING:
