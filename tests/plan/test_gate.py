@@ -30,6 +30,7 @@ from moeworks.plan import Demote, Promote, TopK, compose, diff, dry_run, explain
 from moeworks.plan.gate import KeySpaceGate, ResidualGate, RoutingGate, opens, projected_opens, reduce_prompt
 from moeworks.plan.guards import problems
 from moeworks.prove import evaluate
+from moeworks.prove.mechanism import check_mechanism
 
 torch.set_num_threads(1)
 MODEL = small(layers=2, experts=4, top_k=2)
@@ -352,6 +353,17 @@ def test_a_gate_keeps_neutral_requests_unharmed_while_the_effect_stays(fake, tmp
     assert with_gate.effect == without.effect
     assert with_gate.effect.value < -0.5
     assert with_gate.mechanism.as_planned
+
+
+def test_the_re_trace_counts_what_the_gate_takes(fake):
+    """Texts of both sides: the plan's experts go on running in plain ones, and that is as planned."""
+    gated = blunt(fake, fake.planted, gate_on(fake, fake.planted))
+    found = check_mechanism(fake, gated, PROMPTS_AS_EXAMPLES)
+    assert found.as_planned
+    loud = [example for example, mine in zip(PROMPTS_AS_EXAMPLES, LOUD, strict=True) if mine]
+    assert found == check_mechanism(fake, ungated(gated), loud)
+    with pytest.raises(BadData, match="behind the plan's gate takes no token"):
+        check_mechanism(fake, gated, PROMPTS_AS_EXAMPLES[1:3])
 
 
 def test_a_dry_run_counts_what_the_gate_takes(fake, tmp_path):
