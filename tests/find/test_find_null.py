@@ -84,7 +84,10 @@ def test_micro_with_unequal_documents_equals_enumeration(tmp_path):
 
 
 def test_pairs_and_single_documents_together_equal_enumeration(tmp_path):
-    """A loop over 2 ** 2 swaps of two pairs times C(4, 2) labels of four single documents, pooled rates."""
+    """A loop over 2 ** 2 swaps of two pairs times C(4, 2) labels of four single documents, pooled rates.
+
+    Pairs swap rates, numbers of tokens stay: (8, 2) and (3, 9) become 10 tokens of rate 3/12 and 12 of rate 8/10.
+    """
     pairs = [((8, 2), (3, 9)), ((6, 1), (2, 2))]  # (hits, misses) on a and on b
     single = [("a", (5, 1)), ("a", (7, 5)), ("b", (1, 6)), ("b", (4, 4))]
     texts = [(s, f"p{i}", *sides[j]) for i, sides in enumerate(pairs) for j, s in enumerate("ab")]
@@ -93,7 +96,9 @@ def test_pairs_and_single_documents_together_equal_enumeration(tmp_path):
     def difference(swaps, chosen):
         sums = np.zeros((2, 2))
         for swap, sides in zip(swaps, pairs, strict=True):
-            sums += np.array(sides[::-1] if swap else sides)
+            rates = [hits / (hits + misses) for hits, misses in sides]
+            for side, (tokens, rate) in enumerate(zip(map(sum, sides), rates[::-1] if swap else rates, strict=True)):
+                sums[side] += tokens * rate, tokens * (1 - rate)
         for i, (_, counts) in enumerate(single):
             sums[0 if i in chosen else 1] += counts
         rates = sums[:, 0] / sums.sum(1)

@@ -254,9 +254,23 @@ def test_one_clear_sentence(masses, changed, message):
         find_by_label(masses, **({"label": "lang"} | changed))
 
 
-def test_pooled_values_of_very_unequal_length_within_documents_are_refused(tmp_path):
-    texts = [text({"v": v}, n, n, document=f"d{i}") for i in range(8) for v, n in (("a", 1), ("b", 20))]
-    trace = write_texts(tmp_path / "t", texts)
-    with pytest.raises(BadData, match="from 16 to 320 tokens"):
-        find_by_label(trace, label="v")
-    assert find_by_label(trace, label="v", aggregate="macro", permutations=20).header.pairs == 8
+def test_pooled_values_of_unequal_length_swap_rates_within_documents(tmp_path):
+    """A loop over the 2 ** 4 swaps of four documents with 1 to 4 tokens of a and 6 to 30 of b, lengths kept."""
+    import itertools
+
+    counts = [((1, 1), (5, 9)), ((2, 0), (12, 18)), ((1, 2), (1, 5)), ((3, 1), (4, 4))]  # (expert 0, expert 1) of a, b
+    texts = [
+        text({"v": v}, *c, document=f"d{i}") for i, both in enumerate(counts) for v, c in zip("ab", both, strict=True)
+    ]
+    found = find_by_label(write_texts(tmp_path / "t", texts), label="v", permutations=4000, refine=False)
+
+    def score(swaps):
+        masses = []
+        for side in (0, 1):
+            runs = [sum(d[side]) * d[side ^ s][0] / sum(d[side ^ s]) for d, s in zip(counts, swaps, strict=True)]
+            masses.append(sum(runs) / sum(sum(d[side]) for d in counts))
+        return abs(masses[0] - masses[1]) / sum(masses)
+
+    exact = np.mean([score(swaps) >= score((0,) * 4) - 1e-12 for swaps in itertools.product((0, 1), repeat=4)])
+    assert found.column("score")[0] == pytest.approx(score((0,) * 4))
+    assert found.column("p")[0] == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 4000))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moeworks.errors import BadData, did_you_mean
 from moeworks.find.amounts import sum_reads
 from moeworks.find.artefact import Scores
-from moeworks.find.groups import GroupEntries, GroupNull, enter_groups
+from moeworks.find.groups import GroupNull, enter_groups
 from moeworks.find.null import Progress, monte_carlo, strength
 from moeworks.find.scores import GROUP_SCORES
 from moeworks.find.scores.base import Aggregate, Groups
@@ -28,7 +28,6 @@ __all__ = ["find_by_label"]
 
 Array = NDArray[Any]
 _BLOCK = 64  # resamplings at a time
-_UNEQUAL = 8
 
 
 def find_by_label(
@@ -89,8 +88,6 @@ def find_by_label(
         raise BadData(f"no token with {label}={target} is selected; {did_you_mean(target, names)}")
     place = None if target is None else names.index(target)
     null = GroupNull(entries)
-    if aggregate == "micro":
-        _refuse_unequal(entries)
     most = max(permutations, math.ceil(sum(layers.values()) / alpha)) if refine else permutations
     samples = bootstrap if min(entries.documents) >= FEWEST else 0
     statistic = partial(function, **options)
@@ -104,7 +101,7 @@ def find_by_label(
                 sums /= sizes[:, None]
             sizes = np.ones(len(entries))
 
-        grouped = _grouped(statistic, sums, sizes, names, place)
+        grouped = _grouped(statistic, sums, sizes, names, place, entries.factors(sizes))
         score = grouped(entries.value[None])
         if score.shape != (1, sums.shape[1]) or not np.isfinite(score).all():
             raise BadData(f"the score '{method}' does not give one finite number per expert; it cannot be tested.")
@@ -165,14 +162,19 @@ def find_by_label(
 
 
 def _grouped(
-    statistic: Callable[[Groups], Array], sums: Array, sizes: Array, names: tuple[str, ...], target: int | None
+    statistic: Callable[[Groups], Array],
+    sums: Array,
+    sizes: Array,
+    names: tuple[str, ...],
+    target: int | None,
+    factors: Array,
 ) -> Callable[..., Array]:
     """Return the function from values of entries, (b, n), to scores, (b, E)."""
 
     def grouped(value: Array, active: Array | None = None, *, times: Array | None = None) -> Array:
         """Score some experts with entries of these values, each counted so many times, (b, n)."""
         chosen = sums if active is None else sums[:, active]
-        inside = [(value == g) if times is None else times * (value == g) for g in range(len(names))]
+        inside = [(value == g) * (factors[g] if times is None else times) for g in range(len(names))]
         weights = np.stack(inside, axis=1).astype(np.float64).reshape(-1, len(sums))  # (b · g, n)
         runs, tokens = (
             (weights @ summed).reshape(-1, len(names), summed.shape[1]) for summed in (chosen, sizes[:, None])
@@ -188,15 +190,3 @@ def _two(rates: Array, target: int | None) -> tuple[Array, Array]:
         return rates[target], np.delete(rates, target, axis=0).mean(0)
     ranked = np.sort(rates, axis=0)
     return ranked[-1], ranked[-2]
-
-
-def _refuse_unequal(entries: GroupEntries) -> None:
-    """Refuse pooled values of very unequal length within documents; see `find`, which refuses pairs like these."""
-    for block in entries.shared:
-        sums = np.bincount(entries.value[block].ravel(), weights=entries.tokens[block].ravel())
-        sums = sums[sums > 0]
-        if sums.max() > _UNEQUAL * sums.min():
-            raise BadData(
-                f"within documents the values have from {sums.min():.0f} to {sums.max():.0f} tokens, and pooled values "
-                "as unequal as this cannot be swapped for a null; use the mean over documents (aggregate macro)."
-            )

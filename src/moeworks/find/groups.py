@@ -63,6 +63,17 @@ class GroupEntries:
         cuts = np.flatnonzero(np.diff(self.stratum[order])) + 1
         return tuple(group for group in np.split(order, cuts) if len(group))
 
+    def factors(self, sizes: Array) -> Array:
+        """Return by how much each entry counts in each group, (g, n), given the tokens of each (or ones), (n,).
+
+        Within a document values swap their rates, and the numbers of tokens stay; see `moeworks.find.null`.
+        """
+        factors = np.ones((len(self.names), len(self)))
+        for block in self.shared:
+            for entries in block.T:  # (documents,) one entry of each
+                factors[self.value[entries][:, None], block] = sizes[entries][:, None] / sizes[block]
+        return factors
+
     @property
     def pairs(self) -> int:
         """Number of documents with several values."""

@@ -15,7 +15,6 @@ from moeworks.address import Address
 from moeworks.errors import BadData, did_you_mean
 from moeworks.find.amounts import sum_reads
 from moeworks.find.artefact import COLUMNS, Scores, ScoresHeader
-from moeworks.find.contrast import refuse_unequal_pairs
 from moeworks.find.null import Null, Progress, p_values, q_values, smallest_p
 from moeworks.find.scores import risk_difference
 from moeworks.find.scores.base import Aggregate
@@ -95,9 +94,7 @@ def select_stable(
     most = max(permutations, math.ceil(experts / alpha)) if refine else permutations
     values = sum_reads(trace, sides.rows(trace, entries), entries.tokens, layers, "runs")  # (n, E)
     sizes = entries.tokens.astype(np.float64)
-    if aggregate == "micro":
-        refuse_unequal_pairs(entries)
-    else:
+    if aggregate == "macro":
         values, sizes = values / sizes[:, None], np.ones(len(entries))
     rng = np.random.default_rng([seed, 2])
     times = [rng.multinomial(n, np.full(n, 1 / n), size=subsets).astype(np.float64) for n in entries.documents]
