@@ -15,6 +15,7 @@ from moeworks.engines.transformers import TransformersEngine
 from moeworks.errors import BadData, Unsupported
 from moeworks.find import Scores
 from moeworks.find.in_model import find_in_model
+from moeworks.probes import save_probe
 from moeworks.train import ceft_settings, router_lens, top_experts
 
 
@@ -68,6 +69,17 @@ def test_the_planted_expert_is_at_the_top_and_nothing_is_claimed(tmp_path: Path)
 
     null = find_in_model(engine, null_probe(40), method="router_lens", epochs=1, max_tokens=48)
     assert not null.column("passes").any()
+
+
+def test_of_a_probe_the_contrast_side_is_the_task(tmp_path: Path) -> None:
+    engine = planted()
+    save_probe(planted_probe(40), tmp_path / "probe")
+    options = {"epochs": 1, "max_tokens": 16, "announce": quiet}
+    by_folder = router_lens(engine, tmp_path / "probe", **options)
+    by_hand = [t for t in planted_probe(40).texts("find") if t.labels["side"] == "contrast"]
+    assert by_folder.header.text_hash == router_lens(engine, by_hand, **options).header.text_hash
+    with pytest.raises(BadData, match="no split 'hold_out'"):
+        router_lens(engine, "probe:requests:hold_out", **options)
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:

@@ -134,6 +134,17 @@ def test_anchor_is_over_real_tokens_of_both_sets() -> None:
     assert found == pytest.approx((shares**2).sum(-1).mean(), rel=1e-4)
 
 
+def test_padding_is_not_measured() -> None:
+    engine, texts = opened("deepseek_v3"), requests(6, 0)
+    together, alone = (measure(engine, texts, batch_size=size) for size in (6, 1))
+    for layer, ids in together.ids.items():
+        assert len(ids) == sum(len(request.tokens) for request in texts)
+        assert (ids == alone.ids[layer]).mean() > 0.99  # near-ties may fall the other way
+    assert together.quality.tokens == alone.quality.tokens == sum(len(request.tokens) - 1 for request in texts)
+    assert together.quality.loss == pytest.approx(alone.quality.loss, rel=1e-5)
+    assert together.affinity.mean.ravel().tolist() == pytest.approx(alone.affinity.mean.ravel().tolist(), rel=1e-4)
+
+
 def test_retain_texts_are_not_anchored_unless_asked() -> None:
     engine = opened("qwen3_moe")
     one, other = (objective(engine, 1, 1, retain=0.0, anchor_tokens=tokens) for tokens in ("all", "forget"))

@@ -18,10 +18,22 @@ Rate = Annotated[float, typer.Option("--learning-rate", help="Of the optimiser."
 def unlearn(
     model: Model,
     forget: Annotated[
-        str, typer.Option("--forget", metavar="DATA", help="Texts to forget; see record.", show_default=False)
+        str,
+        typer.Option(
+            "--forget",
+            metavar="DATA",
+            help="As of record; of a probe, its contrast side.",
+            show_default=False,
+        ),
     ],
     retain: Annotated[
-        str, typer.Option("--retain", metavar="DATA", help="Texts to keep; see record.", show_default=False)
+        str,
+        typer.Option(
+            "--retain",
+            metavar="DATA",
+            help="What to keep; of a probe, its other side.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path,
@@ -113,7 +125,10 @@ def unlearn(
 @app.command("router-lens")
 def router_lens(
     model: Model,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Texts of the task; see record.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Texts of the task, as of record.", show_default=False),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The scores to write.", show_default=False)],
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the texts.")] = 3.0,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the low-rank updates.")] = 8,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +14,7 @@ from numpy.typing import NDArray
 from moeworks import __version__
 from moeworks.address import Address
 from moeworks.artefact import hash_texts
-from moeworks.data import read_examples
 from moeworks.errors import BadData
-from moeworks.examples import Example
 from moeworks.find.artefact import COLUMNS, Scores, ScoresHeader, hash_scores
 from moeworks.train.batches import chosen, in_order, read_requests, training_batch
 from moeworks.train.engine import opened
@@ -27,6 +24,7 @@ from moeworks.train.measure import count_selected, language_logits
 from moeworks.train.memory import announce as on_standard_error
 from moeworks.train.memory import estimate
 from moeworks.train.slices import Trained, low_rank_parts
+from moeworks.train.texts import Data, examples_of
 
 if TYPE_CHECKING:
     from moeworks.engines.base import Engine
@@ -39,7 +37,7 @@ Array = NDArray[Any]
 
 def router_lens(
     model: str | Engine,
-    texts: str | Path | Iterable[Example],
+    texts: Data,
     *,
     epochs: float = 3.0,
     rank: int = 8,
@@ -67,7 +65,7 @@ def router_lens(
 
     Args:
         model: `lab`, a folder, a Hub id, or an engine of `moeworks.load`.
-        texts: of the task, or their source (see `read_examples`).
+        texts: of the task, or their source (see `read_examples`); of a probe, those of its contrast side.
         epochs, rank, alpha, learning_rate, batch_size: of the tuning, by AdamW.
         samples: at most so many texts, drawn by the seed.
         max_tokens: texts are cut to so many tokens.
@@ -89,7 +87,7 @@ def router_lens(
     if epochs <= 0 or rank < 1 or batch_size < 1 or samples < 1 or per_layer < 1:
         raise BadData("epochs, rank, batch size, samples and experts a layer must be above 0.")
     engine = opened(model, "RouterLens")
-    given = read_examples(texts) if isinstance(texts, str | Path) else texts
+    given = examples_of(engine, texts, "contrast")
     requests = chosen(read_requests(engine, given, name="task", max_tokens=max_tokens), samples, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     parts = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from moeworks import __version__
 from moeworks.address import Address, parse_address
 from moeworks.artefact import hash_texts
-from moeworks.data import read_examples
 from moeworks.engines.transformers.loading import hash_weights
 from moeworks.errors import BadData
-from moeworks.examples import Example
 from moeworks.train.affinity import Affinity, affinity_of_trace
 from moeworks.train.batches import Texts, chosen, read_requests, split_documents
 from moeworks.train.engine import opened
@@ -28,6 +26,7 @@ from moeworks.train.objective import Weights
 from moeworks.train.report import REPORT, Outcome, TargetReport, UnlearnReport
 from moeworks.train.save import check_output, save_model, whole_folder
 from moeworks.train.state import load_state, state_path
+from moeworks.train.texts import Data, examples_of, probe_of
 from moeworks.train.trial import Run, random_other, train_expert, trained_of
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from moeworks.trace import Trace
 
 __all__ = ["unlearn"]
-
-Data = str | Path | Iterable[Example]
 
 
 def unlearn(
@@ -83,8 +80,9 @@ def unlearn(
 
     Args:
         model: `lab`, a folder, a Hub id, or an engine of `moeworks.load`; an engine's model is afterwards as it was.
-        forget: texts (or their source, see `read_examples`) to forget; where they have answers, the answers.
-        retain: texts to keep.
+        forget: texts to forget, or their source (see `read_examples`); of a probe, the texts of its contrast side.
+            Where texts have answers, the answers are forgotten.
+        retain: texts to keep, or their source; of a probe, the texts of its other side.
         output: a folder for the unlearned model, whole and loadable by stock transformers, and its report
             `unlearn.json`; None only reports.
         loss: `ga`, `gdiff`, `npo` or `rmu`; see `losses`.
@@ -237,22 +235,23 @@ def _check(weights: Weights) -> None:
 
 def _check_safety(forget: Data, weakens_safety: bool) -> None:
     """Refuse to make a model forget a safety behaviour by accident."""
-    if weakens_safety or not isinstance(forget, str) or not forget.startswith("probe:"):
-        return
-    from moeworks.probes import load_probe
-
-    name = forget.removeprefix("probe:").partition(":")[0]
-    if load_probe(name).header.safety:
+    found = None if weakens_safety else probe_of(forget)
+    if found is not None and found[0].header.safety:
         raise BadData(
-            f"the probe {name} is of a safety behaviour, which forgetting its texts would weaken; say so with "
+            f"the probe {found[0].name} is of a safety behaviour, which forgetting its texts would weaken; say so with "
             "weakens_safety (--weakens-safety) if that is meant."
         )
 
 
 def _texts(
-    engine: TransformersEngine, data: Data, name: str, max_tokens: int | None, held_out: float, seed: int
+    engine: TransformersEngine,
+    data: Data,
+    name: Literal["forget", "retain"],
+    max_tokens: int | None,
+    held_out: float,
+    seed: int,
 ) -> tuple[Texts, str]:
-    examples = read_examples(data) if isinstance(data, str | Path) else data
+    examples = examples_of(engine, data, "contrast" if name == "forget" else "against")
     requests = read_requests(engine, examples, name=name, max_tokens=max_tokens)
     return split_documents(requests, share=held_out, seed=seed, name=name), hash_texts(r.content for r in requests)
 

@@ -43,11 +43,11 @@ def router_lens(
         Unsupported: the engine is not transformers, or a router cannot be tuned.
     """
     from moeworks.train.lens import router_lens as tune_and_count
-    from moeworks.train.texts import contrast_texts
+    from moeworks.train.texts import side_texts
 
     return tune_and_count(
         engine,
-        contrast_texts(engine, probe, split),
+        side_texts(engine, probe, split),
         epochs=epochs,
         rank=rank,
         alpha=alpha,
