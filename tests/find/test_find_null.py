@@ -112,6 +112,7 @@ def test_pairs_and_single_documents_together_equal_enumeration(tmp_path):
     ]
     assert len(every) == scores.header.drawn == 24
     assert scores.header.null == "labels and flips"
+    assert scores.header.smallest_p == pytest.approx(1 / 24)  # pairs of unequal sides have no mirror image
     assert p == pytest.approx(np.mean(every), abs=1e-12)
 
 

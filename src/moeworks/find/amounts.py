@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add_amounts", "probabilities", "sum_reads"]
 
 Array = NDArray[Any]
-_CHUNK = 1 << 14  # rows at a time: keys stay in the processor's cache, float64 copies small
+_CHUNK = 1 << 15  # rows at a time: keys stay in the processor's cache
 _ROUNDING = 1e-6
 
 
@@ -76,27 +76,27 @@ def add_amounts(
     entries, experts = sums.shape
     for start in range(0, len(entry), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        kept = np.flatnonzero(entry[rows] >= 0)
+        here, chosen, weight = entry[rows], ids[rows], weights[rows]
+        scale = None if factor is None else factor[rows]
+        kept = np.flatnonzero(here >= 0)
         if not len(kept):
             continue
-        here = entry[rows][kept]
-        chosen = np.ascontiguousarray(ids[rows][kept].T)  # (k, n)
+        if len(kept) < len(here):
+            here, chosen, weight = here[kept], chosen[kept], weight[kept]
+            scale = None if scale is None else scale[kept]
         if int(chosen.max()) >= experts:
             raise BadTrace(
                 f"a row names expert {chosen.max()}, but experts are 0 to {experts - 1}; the trace is altered."
             )
-        amount = weights[rows][kept].T.astype(np.float64)  # (k, n)
-        if runs:
-            amount = (amount != 0).astype(np.float64)
-        if factor is not None:
-            amount *= factor[rows][kept]
         present = np.flatnonzero(np.bincount(here, minlength=entries))  # entries of this chunk
         base = np.empty(entries, np.int64)
         base[present] = np.arange(len(present)) * experts
-        keys = base[here] + chosen  # (k, n)
-        found = np.bincount(
-            keys.ravel(), weights=np.ascontiguousarray(amount).ravel(), minlength=len(present) * experts
-        )
+        base = base[here]  # (n,)
+        found = np.zeros(len(present) * experts)
+        for slot in range(chosen.shape[1]):  # one slot at a time: its numbers stay in the processor's cache
+            amount = (weight[:, slot] != 0) if runs else weight[:, slot]
+            counted = amount if scale is None else amount * scale  # bincount takes float64
+            found += np.bincount(base + chosen[:, slot], weights=counted, minlength=len(found))
         sums[present] += found.reshape(len(present), experts)
 
 
@@ -111,8 +111,9 @@ def probabilities(logits: Array, contract: Contract) -> Array:
 
 
 def _add_probabilities(sums: Array, entry: Array, factor: Array | None, logits: Array, contract: Contract) -> None:
-    for start in range(0, len(entry), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    step = max(1, _CHUNK // 4)  # so that float64 copies of (rows, E) stay small
+    for start in range(0, len(entry), step):
+        rows = slice(start, start + step)
         kept = np.flatnonzero(entry[rows] >= 0)
         if len(kept):
             read = probabilities(logits[rows][kept], contract)  # (n, E)
