@@ -6,7 +6,8 @@
 #                            more options for the pip call that installs torch, such as the index of its CPU build
 #   LAB_OUT                  where `make lab` works; options of python -m recipes.lab may follow the folder
 #   DEMO_PROBES, DEMO_OUT    what `make demo` studies, and the folder it writes
-#   LEAGUE_BUDGET            how much `make league` computes: quick or full
+#   LEAGUE_MODELS, LEAGUE_BUDGET
+#                            what `make league` compares methods on beside planted models, and how much: quick or full
 
 SHELL := bash
 VENV := .venv
@@ -17,6 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-che
 TORCH_PIP ?=
 DEMO_PROBES ?= language/fr domain/code_python openbook requests null/split
 DEMO_OUT ?= out/demo
+LEAGUE_MODELS ?= lab
 LEAGUE_BUDGET ?= quick
 LAB_OUT ?= out/lab
 
@@ -73,8 +75,11 @@ lab-smoke: $(VENV)/.check
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m recipes.lab.smoke out/lab-smoke
 
 league: $(VENV)/.check
-	@$(BIN)/moeworks bench detect --budget $(LEAGUE_BUDGET) -o out/league
-	@$(BIN)/moeworks bench steer --budget $(LEAGUE_BUDGET) -o out/league --page docs/league.md
+	@$(BIN)/moeworks bench detect --model planted --budget full -o out/league
+	@$(BIN)/moeworks bench steer --model planted --budget full -o out/league
+	@$(BIN)/moeworks bench detect $(addprefix --model ,$(LEAGUE_MODELS)) --budget $(LEAGUE_BUDGET) -o out/league
+	@$(BIN)/moeworks bench steer $(addprefix --model ,$(LEAGUE_MODELS)) --budget $(LEAGUE_BUDGET) -o out/league \
+		--page docs/league.md
 
 docs: $(VENV)/.check
 	@$(BIN)/python docs/generate.py

@@ -188,7 +188,7 @@ def test_both_parts_stand_in_one_league_and_on_one_page(tmp_path, capsys):
     assert "## Detection" in text
     assert "## Steering" in text
     assert "`residual`, where no expert carries it: " in text
-    assert "`single`: `risk_difference`, " in text
+    assert "`single`: all 5 count-based scores claim all of the truth and nothing else in every seed." in text
     for name in ("detect", "steer"):
         assert (tmp_path / "docs" / "images" / f"league-{name}.png").read_bytes()[:4] == b"\x89PNG"
     save_page(league, tmp_path / "again.md")

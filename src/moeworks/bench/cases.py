@@ -63,8 +63,8 @@ SIZES: dict[BudgetName, Sizes] = {
         experts=5, permutations=500, bootstrap=100, controls=4,
     ),
     "full": Sizes(
-        seeds=3, null_seeds=20, documents=240, planted_items=24, planted_neutral=12, texts=400, items=60, neutral=40,
-        experts=5, permutations=1000, bootstrap=200, controls=10,
+        seeds=3, null_seeds=10, documents=160, planted_items=16, planted_neutral=8, texts=400, items=60, neutral=40,
+        experts=5, permutations=1000, bootstrap=200, controls=5,
     ),
 }  # fmt: skip
 

@@ -41,14 +41,15 @@ def save_page(league: League, path: Path) -> None:
 def page(league: League) -> str:
     """Return the page as Markdown."""
     parts = [HEAD.strip()]
-    if league.detect and league.detect_settings:
-        parts += ["## Detection", _how(league.detect_settings, "scored")]
+    if league.detect:
+        parts.append("## Detection")
         parts.append("![Which claims are right, method by method](images/league-detect.png)")
         for model, cells in _by_model(league.detect):
             parts += [f"### {_title(model)}: detection", read_detection(cells, model=f"`{model}`")]
+            parts.append(_how(league.detect_settings[model]))
             parts.append(detection_tables(cells, planted=any(cell.kind == "planted" for cell in cells)))
-    if league.steer and league.steer_settings:
-        parts += ["## Steering", _how(league.steer_settings, "steered")]
+    if league.steer:
+        parts.append("## Steering")
         parts.append(
             "A method's first experts, as many as there are to be found on a planted model and as many as the budget"
             " says elsewhere, are turned down, whether they pass or not; policies do what they were published with, to"
@@ -58,6 +59,7 @@ def page(league: League) -> str:
         parts.append("![What works, method by method](images/league-steer.png)")
         for model, steered in _by_model(league.steer):
             parts += [f"### {_title(model)}: steering", read_steering(steered, model=f"`{model}`")]
+            parts.append(_how(league.steer_settings[model]))
             parts.append(steering_tables(steered))
     return "\n\n".join(parts) + "\n"
 
@@ -71,13 +73,13 @@ def _title(model: str) -> str:
     return {"planted": "Planted models", "fake": "Planted models in numpy"}.get(model, f"Model `{model}`")
 
 
-def _how(settings: Settings, verb: str) -> str:
-    sizes = settings.sizes
-    weights = ", ".join(f"`{model}` {found[:12]}" for model, found in settings.weights.items())
+def _how(settings: Settings) -> str:
+    sizes, planted = settings.sizes, not settings.weights
+    texts = f"{sizes['documents']} texts of a probe" if planted else f"{sizes['texts'] or 'all'} texts of a probe"
     versions = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
     return (
-        f"Budget `{settings.budget}`: {settings.seeds} seeds ({settings.null_seeds} of nulls), {sizes['experts']}"
-        f" experts where nothing says how many are sought, {sizes['documents']} texts of a planted probe,"
-        f" {sizes['texts'] or 'all'} of another, {sizes['permutations']} permutations,"
-        f" {sizes['controls']} random plans; {verb} with {versions}." + (f" Weights: {weights}." if weights else "")
+        f"Budget `{settings.budget}`: {settings.seeds} seeds ({settings.null_seeds} of nulls), {texts},"
+        f" {sizes['experts']} experts where nothing says how many are sought, {sizes['permutations']} permutations,"
+        f" {sizes['controls']} random plans; made with {versions}."
+        + ("" if planted else f" Hash of the weights: {settings.weights}.")
     )

@@ -34,7 +34,7 @@ def save_detection(cells: Sequence[DetectCell], path: Path) -> None:
             for j, probe in enumerate(columns):
                 found = of(mine, method=method, probe=probe)
                 grid[i, j], words[i][j] = _right(found)
-        title = f"{model}: claims (experts that pass, mean of seeds); blue as it should be, red as it should not"
+        title = f"{model}: experts claimed (mean of seeds); blue right, red false, white nothing of what is there"
         panels.append((title, rows, columns, grid, words))
     _save(panels, path)
 
@@ -51,9 +51,13 @@ def _right(cells: Sequence[DetectCell]) -> tuple[float, str]:
     if kind == "probe":
         return np.nan, words
     if kind == "planted":
-        both = [2 * cell.hits / (len(cell.claims) + len(cell.sought)) if cell.sought else 0.0 for cell in cells]  # F1
-        return 2 * sum(both) / len(both) - 1, words
+        return sum(map(_found, cells)) / len(cells), words
     return 1 - 2 * sum(bool(cell.claims) for cell in cells) / len(cells), words
+
+
+def _found(cell: DetectCell) -> float:
+    """Return the F1 of the claims, from -1 (all false) to 1 (all of the truth and nothing else); 0 without claims."""
+    return 4 * cell.hits / (len(cell.claims) + len(cell.sought)) - 1 if cell.claims else 0.0
 
 
 def save_steering(cells: Sequence[SteerCell], path: Path) -> None:
@@ -83,7 +87,7 @@ def _save(panels: Sequence[tuple[str, list[str], list[str], Grid, list[list[str]
     from matplotlib.figure import Figure
 
     heights = [0.95 + ROW * len(rows) for _, rows, _, _, _ in panels]
-    width = 2.9 + COLUMN * max(len(columns) for _, _, columns, _, _ in panels)
+    width = max(9.0, 2.9 + COLUMN * max(len(columns) for _, _, columns, _, _ in panels))
     with style():
         drawn = Figure(figsize=(width, sum(heights)), dpi=DOTS, layout="constrained", facecolor="white")
         axes = drawn.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

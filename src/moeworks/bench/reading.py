@@ -25,23 +25,21 @@ def _read_planted(cells: Sequence[DetectCell]) -> list[str]:
     lines = []
     methods = [method for method in methods_of(cells) if of(cells, method=method, kinds=("planted",))]
     tested = [method for method in methods if any(c.null != "none" for c in of(cells, method=method))]
+    counted = [m for m in tested if of(cells, method=m)[0].reads in COUNTED]
     for probe in probes_of(cells, "planted"):
         exact = [m for m in tested if all(_exact(c) for c in of(cells, method=m, probe=probe))]
         blind = [m for m in tested if not any(c.hits for c in of(cells, method=m, probe=probe))]
         rest = [m for m in tested if m not in exact and m not in blind]
         says = [
-            f"{_names(exact)} {_verb(exact, 'claims', 'claim')} all of the truth and nothing else in every seed"
-            * bool(exact),
-            f"{_names(rest)} {_verb(rest, 'finds', 'find')} some of it or {_verb(rest, 'claims', 'claim')} more"
-            * bool(rest),
-            f"{_names(blind)} {_verb(blind, 'does', 'do')} not claim it at all" * bool(blind),
+            _says(exact, counted, "claims", "claim", "all of the truth and nothing else in every seed"),
+            _says(rest, counted, "finds", "find", "some of it, or more than that"),
+            _says(blind, counted, "does", "do", "not claim it at all"),
         ]
         lines.append(f"`{probe}`: {'; '.join(filter(None, says))}.")
     untested = [method for method in methods if method not in tested]
     if untested:
         ranks = ("ranks without a test of its own", "rank without a test of their own")
         lines.append(f"{_names(untested)} {_verb(untested, *ranks)}, so that nothing is claimed.")
-    counted = [m for m in tested if of(cells, method=m)[0].reads in COUNTED]
     single = [m for m in counted if all(_exact(c) for c in of(cells, method=m, probe="single"))]
     if counted and of(cells, probe="single"):
         lines.append(
@@ -56,10 +54,15 @@ def _read_planted(cells: Sequence[DetectCell]) -> list[str]:
             lines.append(f"`{probe}`, where {what}: none of them claims an expert.")
         else:
             lines.append(
-                f"`{probe}`, where {what}: {_names(claiming)} {_verb(claiming, 'claims', 'claim')} experts all the same"
-                + (f"; {_names(silent)} {_verb(silent, 'does', 'do')} not." if silent else ".")
+                f"`{probe}`, where {what}: {_says(claiming, counted, 'claims', 'claim', 'experts all the same')}"
+                + (f"; {_says(silent, counted, 'does', 'do', 'not')}." if silent else ".")
             )
     return lines
+
+
+def _says(names: Sequence[str], counted: Sequence[str], one: str, many: str, rest: str) -> str:
+    """Return that these methods do something, or nothing where there is none."""
+    return f"{_names(names, counted)} {_verb(names, one, many)} {rest}" if names else ""
 
 
 def _exact(cell: DetectCell) -> bool:
@@ -157,8 +160,11 @@ def _median(cells: Sequence[SteerCell]) -> float | None:
     return found[len(found) // 2] if found else None
 
 
-def _names(names: Sequence[str]) -> str:
-    marked = [f"`{name}`" for name in names]
+def _names(names: Sequence[str], counted: Sequence[str] = ()) -> str:
+    """Return names in a sentence; where all count-based scores are among them, they are called so."""
+    group = len(counted) > 2 and set(counted) <= set(names)
+    marked = [f"all {len(counted)} count-based scores"] if group else []
+    marked += [f"`{name}`" for name in names if not (group and name in counted)]
     return " and ".join([", ".join(marked[:-1]), marked[-1]]) if len(marked) > 1 else "".join(marked)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from moeworks import __version__
 from moeworks.bench.cases import SIZES, Case, Sizes, cases_of
@@ -19,10 +19,11 @@ from moeworks.errors import BadData, did_you_mean
 
 __all__ = ["LEAGUE", "MODELS", "bench_detect", "bench_steer"]
 
-MODELS = ("planted", "lab")
+MODELS, PLANTED = ("planted", "lab"), ("planted", "fake")
 LEAGUE = "league.json"
 Progress = Callable[[str, int, int], None]
 Named = TypeVar("Named", Detector, Steerer)
+Cell = TypeVar("Cell", DetectCell, SteerCell)
 
 
 def bench_detect(
@@ -35,7 +36,7 @@ def bench_detect(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> League:
-    """Score every probe by every registered method and write `league.json`; its steering part stays as it is.
+    """Score every probe by every registered method and write `league.json`; what it holds of others stays as it is.
 
     Args:
         folder: where results are kept; a cell that is there with the same settings is read, not redone.
@@ -59,8 +60,8 @@ def bench_detect(
         for detector in chosen:
             cells.append(cell_of(detector, case, *bench.scores(detector, chosen)))
             advance()
-    settings = _settings(budget, models, sizes, sizes.null_seeds, weights)
-    return _kept(Path(folder), {"detect": tuple(cells), "detect_settings": settings})
+    settings = {model: _settings(budget, sizes, sizes.null_seeds, weights[model]) for model in models}
+    return _kept(Path(folder), "detect", cells, settings, whole=not methods and not probes)
 
 
 def bench_steer(
@@ -94,8 +95,8 @@ def bench_steer(
 
             cells.append(bench.steer_cell(steerer, make))
             advance()
-    settings = _settings(budget, models, sizes, sizes.seeds, weights)
-    return _kept(Path(folder), {"steer": tuple(cells), "steer_settings": settings})
+    settings = {model: _settings(budget, sizes, sizes.seeds, weights[model]) for model in models}
+    return _kept(Path(folder), "steer", cells, settings, whole=not methods and not probes)
 
 
 def _cases(
@@ -143,9 +144,7 @@ def _weights(case: Case, bench: Bench) -> str:
     return "" if case.truth is not None else bench.engine.identity.weight_hash
 
 
-def _settings(
-    budget: BudgetName, models: Sequence[str], sizes: Sizes, null_seeds: int, weights: dict[str, str]
-) -> Settings:
+def _settings(budget: BudgetName, sizes: Sizes, null_seeds: int, weights: str) -> Settings:
     versions = {"moeworks": __version__}
     for name in ("numpy", "torch", "transformers"):
         try:
@@ -154,19 +153,32 @@ def _settings(
             continue
     return Settings(
         budget=budget,
-        models=tuple(models),
         seeds=sizes.seeds,
         null_seeds=null_seeds,
-        weights={model: found for model, found in weights.items() if found},
+        weights=weights,
         versions=versions,
         sizes=asdict(sizes),
     )
 
 
-def _kept(folder: Path, part: dict[str, object]) -> League:
-    """Put one part into the folder's league, and return it."""
+def _kept(
+    folder: Path, part: Literal["detect", "steer"], cells: Sequence[Cell], settings: dict[str, Settings], *, whole: bool
+) -> League:
+    """Put cells into the folder's league, and return it.
+
+    The cells of a model that was run with all methods and probes take the place of all that there were of it; of a
+    model that was run in part, each takes the place of its like.
+    """
     path = folder / LEAGUE
     before = load_league(path) if path.is_file() else League(moeworks=__version__)
-    league = League.model_validate({**dict(before), "moeworks": __version__, **part})
+    known: Sequence[DetectCell | SteerCell] = getattr(before, part)
+    kept = {(c.model, c.method, c.probe, c.seed): c for c in known if not (whole and c.model in settings)}
+    kept |= {(c.model, c.method, c.probe, c.seed): c for c in cells}
+    found = {
+        "moeworks": __version__,
+        part: tuple(sorted(kept.values(), key=lambda cell: cell.model not in PLANTED)),  # planted models first
+        f"{part}_settings": {**getattr(before, f"{part}_settings"), **settings},
+    }
+    league = League.model_validate({**dict(before), **found})
     save_league(league, path)
     return league

@@ -88,25 +88,24 @@ class SteerCell(_Cell):
 
 
 class Settings(_Frozen):
-    """How the cells of one kind were made."""
+    """How the cells of one kind and one model were made."""
 
     budget: BudgetName
-    models: tuple[str, ...]
     seeds: int
     null_seeds: int
-    weights: dict[str, str] = Field(default_factory=dict, description="model → hash of its weights")
+    weights: str = Field("", description="hash of the model's weights; empty for planted models, one for each seed")
     versions: dict[str, str] = Field(default_factory=dict)
     sizes: dict[str, int | None] = Field(default_factory=dict)
 
 
 class League(_Frozen):
-    """All cells; the two parts are made apart and may have different settings."""
+    """All cells; the two parts, and the models in each, are made apart and may have different settings."""
 
     format: Literal["moeworks.league"] = "moeworks.league"
     version: Literal[1] = 1
     moeworks: str
-    detect_settings: Settings | None = None
-    steer_settings: Settings | None = None
+    detect_settings: dict[str, Settings] = Field(default_factory=dict, description="by model")
+    steer_settings: dict[str, Settings] = Field(default_factory=dict, description="by model")
     detect: tuple[DetectCell, ...] = ()
     steer: tuple[SteerCell, ...] = ()
 

@@ -83,19 +83,26 @@ def detection_tables(cells: Sequence[DetectCell], *, planted: bool) -> str:
         "Precision / recall of the experts that pass, and after the dot the share of the sought within the budget,"
         " whether they pass or not. A dash: nothing passes, so that there is no precision.",
         _table(
-            ("method", "null", "cells of nulls with a claim", *(f"`{probe}`" for probe in uncarried)),
+            (
+                "method",
+                "null",
+                "cells of nulls with a claim",
+                "false among claims where some carry it",
+                *(f"`{probe}`" for probe in uncarried),
+            ),
             (
                 (
                     f"`{method}`",
                     _null(cells, method),
                     share_claiming(of(cells, method=method, kinds=nulls)),
+                    _false_share(of(cells, method=method, kinds=("planted",))),
                     *(_uncarried(of(cells, method=method, probe=probe)) for probe in uncarried),
                 )
                 for method in methods_of(cells)
             ),
         ),
         "Nulls: both sides plain, or a model in which nothing hears the behaviour; a method that controls false"
-        " discoveries at 5 % may claim something in one of twenty. The other columns: mean number of experts that pass"
+        " discoveries at 5 % may claim something in one of twenty. The last columns: mean number of experts that pass"
         " where no expert carries the behaviour, all of them false as causes, and in brackets how many of them are"
         " experts that were planted to follow topic, length or tokens.",
     ]
@@ -251,6 +258,11 @@ def _planted(cells: Sequence[DetectCell]) -> str:
     if not _tested(cells):
         return f"no null · {within}"
     return f"{_number(mean(map(precision, cells)))} / {_number(mean(map(recall, cells)))} · {within}"
+
+
+def _false_share(cells: Sequence[DetectCell]) -> str:
+    claims, hits = sum(len(cell.claims) for cell in cells), sum(cell.hits for cell in cells)
+    return f"{(claims - hits) / claims:.0%} of {claims}" if claims else NOTHING
 
 
 def _uncarried(cells: Sequence[DetectCell]) -> str:
