@@ -79,8 +79,8 @@ def test_words_of_scores_without_a_test() -> None:
     assert neuron_scores().summary(2).splitlines()[-4:] == [
         "  null     none: a ranking without a test",
         "No test was made, so none of them passes. The strongest of 3 neurons:",
-        "  L0.E1.N7  -3.000, activation 0 against 3",
-        "  L2.E0.N5  +2.000, activation 2.5 against 0.5",
+        "  L0.E1.N7  -3, activation 0 against 3",
+        "  L2.E0.N5  +2, activation 2.5 against 0.5",
     ]
 
 
