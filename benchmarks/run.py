@@ -62,6 +62,11 @@ def main() -> None:
     overhead = run("engine_overhead.py")
     prefill, decode = (overhead[name] for name in overhead if name != "conditions")
     permutations, opening, startup = run("find_permutations.py"), run("trace_open.py"), run("startup.py")
+    passes = [
+        arm["sums_decisions_per_second"]
+        for arm in run("find_scores.py")["results"].values()
+        if arm["reads"] != "probabilities" and arm["sums_decisions_per_second"]
+    ]
     memory = startup["record_memory"]
     fixed, refined = permutations["results"]["fixed"], permutations["results"]["refine"]
     others = [
@@ -71,6 +76,8 @@ def main() -> None:
          f"{refined['find_seconds']:.2f} s, {refined['peak_megabytes']:.0f} MB", "10 s, 1024 MB"),
         ("counting, decisions (token × layer) a second on one core",
          f"{permutations['counting_decisions_per_second'] / 1e6:.0f} million", ""),
+        ("the slowest pass of a score that reads choices or weights, decisions a second of one core",
+         f"{min(passes) / 1e6:.0f} million", "at least 20 million"),
         (f"opening a trace of {opening['rows']:,} tokens ({opening['megabytes']:.0f} MB)",
          f"{opening['open_first_seconds']:.4f} s", "0.1 s"),
         ("reading all its ids", f"{opening['read_all_ids_seconds']:.2f} s", ""),
