@@ -16,6 +16,7 @@ from moeworks.examples import Example, Message
 from moeworks.families.engine_checks import _examples, _tokenizer
 from moeworks.families.tiny import families
 from moeworks.families.tiny import tiny_model as tiny_family
+from moeworks.plan import Demote, Mask, empty_plan
 from moeworks.where import PHASES, Where
 
 TEXTS = [
@@ -191,6 +192,17 @@ def test_phases_and_roles_select():
     assert {PHASES[phase] for p, rows, _ in shown for phase in p.take(rows.phase)} == {"forced"}
 
 
+def test_slots_that_do_not_run_are_not_shown_and_plans_are():
+    engine = tiny_engine("softmax")
+    masked = empty_plan(engine.identity).model_copy(
+        update={"operations": (Mask(experts=["L2.E3"], refill=False), Demote(experts=["L2.E4"]))}
+    )
+    ran = {(p.layer, p.expert) for p, _, _ in passes_of(engine)}
+    under = {(p.layer, p.expert) for p, _, _ in passes_of(engine, plan=masked)}
+    assert ran >= {(2, 3), (2, 4)}
+    assert not under & {(2, 3), (2, 4)}
+
+
 def test_the_fake_engine_shows_nothing():
     with pytest.raises(Unsupported, match="transformers engine"):
         passes_of(FakeEngine("none"))
@@ -290,6 +302,19 @@ def test_gradients_are_those_of_small_changes(kind):
     slope = (target(1e-2) - target(-1e-2)) / 2e-2
     assert abs(slope) > 1e-6
     assert float(of_key[-1, neuron]) == pytest.approx(slope, rel=2e-3)  # norms are float32
+
+
+def test_a_backward_pass_of_the_observers_own_leaves_no_gradient_on_parameters():
+    engine = tiny_engine("softmax")
+    found = []
+
+    def observe(p, rows, requests):
+        p.key.retain_grad()
+        found.append(p.key)
+
+    observe_experts(engine, EXAMPLES, observe, gradients=True, after=lambda logits, batch: logits.sum().backward())
+    assert all(key.grad is not None and key.grad.abs().sum() > 0 for key in found)
+    assert all(p.grad is None and p.requires_grad for p in engine.model.parameters())
 
 
 def test_bare_decoders_have_no_logits():
