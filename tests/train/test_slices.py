@@ -193,6 +193,9 @@ def test_low_rank_update_is_what_it_says() -> None:
     with torch.no_grad():
         up.copy_(torch.randn(8, 3, generator=torch.Generator().manual_seed(2)))
     with trained.unfrozen():
+        free = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
+        assert len(free) == 1
+        assert free[0] is router.module.weight
         trained.write()
         torch.testing.assert_close(router.module.weight.detach(), part.original + 2.0 * up @ down)
         trained.accumulate((router.module.weight * goal).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "Quality", "anchorable", "count_selected", "language_logits", "measure"]
 
 Array = NDArray[Any]
-Advance = Callable[[int], None]
 
 
 class Quality(NamedTuple):
@@ -71,9 +70,7 @@ def language_logits(engine: TransformersEngine, batch: TrainingBatch) -> Tensor:
     return logits
 
 
-def measure(
-    engine: TransformersEngine, requests: Sequence[Prepared], *, batch_size: int, advance: Advance | None = None
-) -> Measured:
+def measure(engine: TransformersEngine, requests: Sequence[Prepared], *, batch_size: int) -> Measured:
     """Run texts without gradients and return all that unlearning reports of them."""
     routers = anchorable(engine)
     documents = {name: place for place, name in enumerate(dict.fromkeys(request.document for request in requests))}
@@ -98,8 +95,6 @@ def measure(
                 assert captured.logits is not None
                 values = router_probabilities(captured.logits[batch.real], contract)
                 add_by_document(totals[layer], document, values.double().cpu().numpy())
-        if advance is not None:
-            advance(len(prepared))
     mean = loss / counted
     with np.errstate(over="ignore"):
         quality = Quality(int(counted), mean, float(np.exp(mean)), hits / counted)
@@ -112,7 +107,7 @@ def measure(
 
 
 def count_selected(
-    engine: TransformersEngine, requests: Sequence[Prepared], *, batch_size: int, advance: Advance | None = None
+    engine: TransformersEngine, requests: Sequence[Prepared], *, batch_size: int
 ) -> tuple[dict[int, Array], int]:
     """Return by layer how many tokens each expert ran for, (E,) integers, and how many tokens there were.
 
@@ -120,14 +115,12 @@ def count_selected(
     """
     counts = {router.layer: np.zeros(router.experts, np.int64) for router in engine.routers}
     tokens = 0
-    for prepared, batch, _, layers in _passes(engine, requests, batch_size, logits=False):
+    for _, batch, _, layers in _passes(engine, requests, batch_size, logits=False):
         tokens += batch.tokens
         for layer, captured in layers.items():
             ran = (captured.weights != 0) & batch.real[:, None]
             found = torch.bincount(captured.ids[ran].long(), minlength=len(counts[layer])).cpu().numpy()
             counts[layer] += found[: len(counts[layer])]
-        if advance is not None:
-            advance(len(prepared))
     return counts, tokens
 
 
