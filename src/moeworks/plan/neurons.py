@@ -114,7 +114,7 @@ def _chance(v: Array, numbers: Mapping[str, Array], neurons: Array) -> Array:
     """Return a number from 0 to below 1 for each value: the same wherever the same value stands."""
     single = np.float32
     z = (v.astype(single) - numbers["mean"].astype(single)) / numbers["std"].astype(single)  # as engines compute it
-    x = np.floor(np.clip(z, -1e4, 1e4) * single(256)).astype(np.int64) * 1_000_003 + neurons * 7_919
+    x = np.floor(np.clip(z, -1e4, 1e4) * single(256)).astype(np.int64) * 1_000_003 + (neurons + 1) * 7_919_113
     x %= 2**31
     for shift, factor in ((15, 739_982_445), (12, 695_872_825)):
         x = (x ^ (x >> shift)) * factor % 2**31

@@ -51,7 +51,7 @@ class TorchStep:
 
     def _chance(self, v: Tensor) -> Tensor:
         z = (v.float() - self.numbers["mean"]) / self.numbers["std"]
-        x = (z.nan_to_num().clamp(-1e4, 1e4) * 256).floor().long() * 1_000_003 + self.neurons * 7_919
+        x = (z.nan_to_num().clamp(-1e4, 1e4) * 256).floor().long() * 1_000_003 + (self.neurons + 1) * 7_919_113
         x = x % 2**31
         for shift, factor in ((15, 739_982_445), (12, 695_872_825)):
             x = (x ^ (x >> shift)) * factor % 2**31

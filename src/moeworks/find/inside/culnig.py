@@ -62,11 +62,11 @@ def specific(
 
 
 def _top(score: Array, share: float) -> Array:
-    """Return the ceil(share · n) largest, (n,) booleans; NaN is never among them."""
-    count = min(int(np.ceil(share * len(score) - 1e-9)), int(np.isfinite(score).sum()))
+    """Return the ceil(share · n) largest, (n,) booleans; what is not above 0 is never among them."""
+    strength = np.where(score > 0, score, 0.0)  # NaN is not above 0
     chosen = np.zeros(len(score), bool)
-    chosen[np.argsort(-np.where(np.isfinite(score), score, -np.inf), kind="stable")[:count]] = True
-    return chosen
+    chosen[np.argsort(-strength, kind="stable")[: int(np.ceil(share * len(score) - 1e-9))]] = True
+    return chosen & (strength > 0)
 
 
 @dataclass
@@ -81,8 +81,8 @@ class Influences:
 
     def mean(self, layer: int, divide: Divisor) -> Array:
         """Return the mean influence, (g, E, I), over all samples, or those in which the expert ran (0 if never)."""
-        by = self.samples[:, None] if divide == "samples" else np.maximum(self.ran[layer], 1)
-        return np.asarray(self.sums[layer] / by[..., None])
+        by = self.samples[:, None] if divide == "samples" else self.ran[layer]
+        return np.asarray(self.sums[layer] / np.maximum(by, 1)[..., None])
 
 
 def influences(
