@@ -10,11 +10,12 @@ import torch
 
 from helpers.twins import no_plant, plant, twin
 from moeworks.engines.fake import FakeEngine
-from moeworks.errors import BadData, Unsupported
+from moeworks.errors import BadData, BadPlan, Unsupported
 from moeworks.find import Scores
 from moeworks.find.in_model import find_in_model
 from moeworks.find.inside.gaps import Gaps, largest_by_group
 from moeworks.find.inside.neuron_gap import _matched, concentration, standardised
+from moeworks.plan import steer, steer_neurons
 
 
 def test_largest_values_of_each_prompt() -> None:
@@ -101,6 +102,47 @@ def test_experts_and_sites_can_be_named(tmp_path) -> None:
     gate = find_in_model(engine, plant(), method="neuron_gap", experts=str(expert), permutations=20)
     assert gate.top(1)["neuron"].to_pylist() == [neuron.neuron]
     assert gate.column("score").tolist() != scores.column("score").tolist()  # the two are kept apart
+
+
+def test_a_plan_of_the_neuron_takes_the_behaviour_away() -> None:
+    engine, _, neuron = twin("neurons")
+    scores = find_in_model(engine, plant(), method="neuron_gap")
+    plan = steer_neurons(scores, 1)
+    assert plan.operations[0].neurons == (neuron,)
+    assert (plan.operations[0].action, plan.operations[0].site) == ("zero", "gate")
+    texts = {
+        side: [text.text for text in plant().texts("held_out") if text.labels["side"] == side][:6]
+        for side in ("contrast", "against")
+    }
+    change = {
+        side: np.mean([s.mean for s in engine.token_scores(several, plan=plan)])
+        - np.mean([s.mean for s in engine.token_scores(several)])
+        for side, several in texts.items()
+    }
+    assert change["contrast"] < -0.5
+    assert abs(change["against"]) < 0.1
+    doubled = steer_neurons(scores, 1, action="scale", factor=2.0, where="phase=prompt")
+    assert doubled.operations[0].numbers() == {"factor": (2.0,)}
+
+
+def test_plans_of_neurons_that_cannot_be() -> None:
+    engine, expert, _ = twin("neurons")
+    scores = find_in_model(engine, plant(), method="neuron_gap")
+    with pytest.raises(BadPlan, match=r"2 neurons were asked for, 1 are eligible; ask for fewer, or"):
+        steer_neurons(scores, 2)
+    assert len(steer_neurons(scores, 2, only_passing=False).operations[0].neurons) == 2
+    with pytest.raises(BadPlan, match="0 are eligible"):
+        steer_neurons(scores, 1, protect=[expert])
+    with pytest.raises(BadPlan, match="'scale' needs factor"):
+        steer_neurons(scores, 1, action="scale")
+    with pytest.raises(BadData, match=r"take moeworks\.plan\.steer_neurons"):
+        steer(scores, demote=1)
+    untested = find_in_model(engine, plant(), method="neuron_adjust")
+    with pytest.raises(BadPlan, match="neuron_adjust makes no test"):
+        steer_neurons(untested, 1)
+    experts = find_in_model(engine, plant(), method="activity", permutations=10)
+    with pytest.raises(BadData, match="for experts take `steer`"):
+        steer_neurons(experts, 1)
 
 
 def test_bad_options() -> None:

@@ -7,6 +7,7 @@ from moeworks.plan.dry_run import DryRun, LayerReport, dry_run
 from moeworks.plan.files import empty_plan, load_plan, plan_hash, save_plan
 from moeworks.plan.gate import Gate, KeySpaceGate, ResidualGate, RoutingGate
 from moeworks.plan.guards import check, expected_touch
+from moeworks.plan.neuron_steering import steer_neurons
 from moeworks.plan.operations import Replayed, apply, apply_edits
 from moeworks.plan.policies import POLICIES, Chosen, Wanted
 from moeworks.plan.schema import (
@@ -72,5 +73,6 @@ __all__ = [
     "plan_hash",
     "save_plan",
     "steer",
+    "steer_neurons",
     "with_amount",
 ]

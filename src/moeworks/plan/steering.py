@@ -82,6 +82,8 @@ def steer(
     model = scores.header.model
     if model is None:
         raise BadData("the scores do not say which model they are of; make them again with: moeworks find.")
+    if scores.header.unit == "neuron":
+        raise BadData("the scores are of neurons, and this turns experts; take moeworks.plan.steer_neurons for them.")
     for name, count in (("promote", promote), ("demote", demote)):
         if count != "all" and count < 0:
             raise BadData(f"{name} is a number of experts or 'all', not {count}.")
