@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from moeworks.address import Address, NeuronAddress
+from moeworks.address import Address
 from moeworks.bench.cases import NUMBER, SIDE, Case, Sizes
 from moeworks.engines.base import Engine
 from moeworks.errors import BadPlan
@@ -19,7 +19,7 @@ from moeworks.find import Scores, find_method, trace_methods
 from moeworks.find.in_model import find_in_model, options_of
 from moeworks.find.inside import MODEL_SCORES
 from moeworks.find.scores import GROUP_SCORES, SCORES
-from moeworks.plan import POLICIES, Neurons, Plan, Provenance, empty_plan, steer
+from moeworks.plan import POLICIES, Plan, steer, steer_neurons
 from moeworks.plan.policies.base import manner_of
 from moeworks.trace import Trace
 
@@ -147,30 +147,28 @@ def _accepted(detector: Detector) -> set[str]:
     return {"permutations", "bootstrap"}
 
 
-def make_plan(steerer: Steerer, scores: Scores, case: Case, engine: Engine) -> Plan:
+def make_plan(steerer: Steerer, scores: Scores, case: Case, engine: Engine, *, at_random: int | None = None) -> Plan:
     """Return the plan that turns as many experts as the case's budget, passing or not (or neurons, set to 0).
+
+    `at_random` is the seed of a random plan in its place, of a method that makes its plans itself.
 
     Raises:
         BadPlan: the scores have no expert of the contrast side, or none fits.
     """
-    identity, safety = engine.identity, case.probe.header.safety and steerer.turns == "down"
+    safety = case.probe.header.safety and steerer.turns == "down"
     if steerer.maker:
         made_by = _imported(steerer.maker)
         share = min(1.0, _neurons(case, scores) / scores.table.num_rows)
-        plan: Plan = made_by(engine, case.probe, share=share, seed=case.seed)
+        drawn = {"seed": case.seed} if at_random is None else {"seed": at_random, "at_random": True}
+        plan: Plan = made_by(engine, case.probe, share=share, **drawn)
         return plan.model_copy(update={"weakens_safety": safety})
     if scores.unit == "neuron":
         if steerer.policy:
             raise BadPlan("the policy turns experts, and the scores are of neurons.")
-        rows = scores.top(_neurons(case, scores)).to_pylist()
-        chosen = tuple(NeuronAddress(row["layer"], row["expert"], row["neuron"]) for row in rows)
-        if not chosen:
+        number = min(_neurons(case, scores), len(scores.top(scores.table.num_rows)))
+        if not number:
             raise BadPlan("no neuron has a score above 0: there is nothing to turn.")
-        made = Provenance(method=f"{scores.header.method}, neurons set to 0", options={"direction": "down"})
-        operation = Neurons(neurons=chosen, action="zero")
-        return empty_plan(identity).model_copy(
-            update={"operations": (operation,), "provenance": made, "weakens_safety": safety}
-        )
+        return steer_neurons(scores, number, only_passing=False, weakens_safety=safety)
     count = min(case.budget, len(scores.top(case.budget)))
     if not count:
         raise BadPlan("no expert has a score above 0: there is nothing to turn.")

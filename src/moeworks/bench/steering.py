@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from moeworks.bench.cases import Case, Sizes
 from moeworks.bench.methods import Steerer, make_plan
 from moeworks.bench.schema import SteerCell
@@ -15,12 +17,16 @@ from moeworks.errors import MoeworksError
 from moeworks.examples import Example
 from moeworks.find import Scores
 from moeworks.plan import Plan
-from moeworks.plan.evidence import Evidence
-from moeworks.prove import evaluate
+from moeworks.plan.evidence import Control, Evidence
+from moeworks.prove import Limits, evaluate
 from moeworks.prove.damage import ALL
+from moeworks.prove.evaluate import Bench
+from moeworks.prove.resample import Resamples, document_numbers
+from moeworks.prove.verdict import judge
 
 __all__ = ["Evaluations", "steered"]
 
+BATCH = 32  # texts a forward pass
 COUNTED = 8  # texts on which active experts are counted
 
 
@@ -33,8 +39,13 @@ class Evaluations:
         self._texts: Sequence[Example] = case.texts()[:COUNTED]
         self._plain: float | None = None
 
-    def of(self, plan: Plan) -> tuple[Evidence, float]:
-        """Return the evidence and how many experts run for a token under the plan, over all layers."""
+    def of(self, plan: Plan, controls: Sequence[Plan] = ()) -> tuple[Evidence, float]:
+        """Return the evidence and how many experts run for a token under the plan, over all layers.
+
+        Args:
+            plan: the plan.
+            controls: random plans of a method that has its own; otherwise its operations on matched random experts.
+        """
         direction = plan.provenance.options.get("direction")
         key = f"{direction} {[operation.model_dump_json() for operation in plan.operations]}"
         if key not in self._known:
@@ -48,8 +59,30 @@ class Evaluations:
                 bootstrap=1000,
                 seed=self.case.seed,
             )
+            if controls:
+                evidence = self._beside(evidence, plan, controls)
             self._known[key] = evidence, self.active(plan)
         return self._known[key]
+
+    def _beside(self, evidence: Evidence, plan: Plan, controls: Sequence[Plan]) -> Evidence:
+        """Return the evidence with these controls in place of those that `evaluate` could not draw."""
+        items = self.case.probe.items("held_out")
+        bench = Bench(self.engine, self.case.probe, items, BATCH)
+        effects, random = bench.effects(plan), np.stack([bench.effects(control) for control in controls])
+        documents = document_numbers([item.document for item in items])
+        excess = Resamples(documents, controls=len(random), seed=self.case.seed).excess(effects, random)
+        found = tuple(Control(name="random", seed=place, effect=float(row.mean())) for place, row in enumerate(random))
+        assert evidence.damage is not None
+        verdict, reasons = judge(
+            expected=evidence.expected,
+            effect=evidence.effect,
+            excess=excess,
+            controls=found,
+            damage=evidence.damage,
+            mechanism=evidence.mechanism,
+            limits=Limits(),
+        )
+        return evidence.model_copy(update={"controls": found, "excess": excess, "verdict": verdict, "reasons": reasons})
 
     def plain(self) -> float:
         """Return how many experts run for a token without a plan."""
@@ -81,7 +114,7 @@ def steered(steerer: Steerer, scores: Scores | None, why: str, evaluations: Eval
         return blank
     try:
         plan = make_plan(steerer, scores, case, evaluations.engine)
-        evidence, active = evaluations.of(plan)
+        evidence, active = evaluations.of(plan, own_controls(steerer, scores, case, evaluations))
         plain = evaluations.plain()
     except MoeworksError as error:
         return blank.model_copy(update={"refused": str(error)})
@@ -103,6 +136,16 @@ def steered(steerer: Steerer, scores: Scores | None, why: str, evaluations: Eval
             "seconds": round(time.perf_counter() - start, 3),
         }
     )
+
+
+def own_controls(steerer: Steerer, scores: Scores, case: Case, evaluations: Evaluations) -> list[Plan]:
+    """Return the random plans of a method that makes its plans itself; none for other methods."""
+    if not steerer.maker:
+        return []
+    return [
+        make_plan(steerer, scores, case, evaluations.engine, at_random=case.seed * evaluations.sizes.controls + number)
+        for number in range(evaluations.sizes.controls)
+    ]
 
 
 def _turned(plan: Plan) -> tuple[str, ...]:
