@@ -91,6 +91,8 @@ def unembedding_of(engine: TransformersEngine) -> Unembedding:
     model: Any = getattr(engine, "model", None)
     if model is None:
         raise Unsupported(f"the {engine.engine.name} engine has no unembedding to read; take the transformers engine.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise Unsupported("models with an encoder are not read: their decoder needs a text to answer.")
     head = model.get_output_embeddings()
     if not isinstance(getattr(head, "weight", None), Tensor) or getattr(head, "bias", None) is not None:
         raise Unsupported("the model's unembedding is no plain matrix, so that no direction can be read with it.")

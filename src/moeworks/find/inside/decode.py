@@ -192,8 +192,13 @@ def _table(
 
 def _router_rows(router: Any) -> Any:
     """Return what a router reads, (E, H) float32."""
-    for module in (router.module, router.logits_module):
-        weight = getattr(module, "weight", None)
-        if weight is not None and weight.ndim == 2 and len(weight) >= router.experts:
-            return weight.detach().float()
+    modules = [module for module in (router.module, router.logits_module) if module is not None]
+    found = {
+        id(weight): weight
+        for module in modules
+        for weight in module.parameters()
+        if weight.ndim == 2 and len(weight) >= router.experts and weight.shape[1] == router.hidden_size
+    }
+    if len(found) == 1:
+        return next(iter(found.values())).detach().float()
     raise Unsupported(f"the router '{router.name}' is no single matrix; decode the other vectors only.")
