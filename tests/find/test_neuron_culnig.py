@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 import numpy as np
 import pytest
 
@@ -47,46 +49,32 @@ def probability(engine, prompt: str, answer: str, operation=None) -> float:
     return float(np.exp(engine.answers([(prompt, answer)], plan=plan)[0].log_probability))
 
 
-def test_influence_is_the_derivative_of_the_answer() -> None:
+@pytest.mark.parametrize("site", ["gate", "up", "key"])
+def test_influence_is_the_derivative_of_the_answer(site: str) -> None:
     """act · dP/d act, summed over tokens, is dP/d factor of a neuron's `scale` at 1; so for a weight."""
     engine, _, _ = twin("neurons")
-    prompt, answer = "WE SHOUT ON A", "N"
-    example = Example(text=prompt, answer=answer)
-    once: dict[tuple[int, int], int] = {}
-    tokens = len(prompt)
-    from moeworks.engines.transformers.inside import observe_experts
+    prompt = "A"  # one token, so that the largest value over tokens is their sum
+    likely = engine.answers([(prompt, letter) for letter in ascii_letters])
+    answer = max(zip(likely, ascii_letters, strict=True))[1]
+    found = runs_of(engine, [Example(text=prompt, answer=answer)], site=site)
+    p, step = probability(engine, prompt, answer), 0.02
 
-    observe_experts(
-        engine,
-        [example],
-        lambda seen, rows, requests: once.update({(seen.layer, seen.expert): int((seen.rows < tokens).sum())}),
-    )
-    p = probability(engine, prompt, answer)
-    step, compared = 0.02, 0
-    for site in ("gate", "up", "key"):
-        for found in runs_of(engine, [example], site=site):
-            address = f"L{found.layer}.E{found.expert}"
-            if once[found.layer, found.expert] != 1 or found.layer < 2:  # one token: its maximum is the sum
-                continue
-            neuron = int(np.abs(found.neurons[0]).argmax())
-            ends = [
-                probability(
-                    engine,
-                    prompt,
-                    answer,
-                    Neurons(neurons=(f"{address}.N{neuron}",), action="scale", factor=1 + way * step, site=site),
-                )
-                for way in (1, -1)
-            ]
-            slope = (ends[0] - ends[1]) / (2 * step)
-            assert found.neurons[0, neuron] == pytest.approx(p * slope, rel=0.05, abs=2e-6)
-            ends = [
-                probability(engine, prompt, answer, Scale(experts=(address,), factor=1 + way * step)) for way in (1, -1)
-            ]
-            assert found.weight[0] == pytest.approx(p * (ends[0] - ends[1]) / (2 * step), rel=0.05, abs=2e-6)
-            compared += 1
-            break
-    assert compared == 3
+    def slope(operation) -> float:
+        ends = [probability(engine, prompt, answer, operation(1 + way * step)) for way in (1, -1)]
+        return (ends[0] - ends[1]) / (2 * step)
+
+    strongest = max(found, key=lambda f: np.abs(f.neurons).max())
+    neuron = int(np.abs(strongest.neurons[0]).argmax())
+    name = f"L{strongest.layer}.E{strongest.expert}.N{neuron}"
+    expected = p * slope(lambda factor: Neurons(neurons=(name,), action="scale", factor=factor, site=site))
+    assert abs(expected) > 1e-5
+    assert strongest.neurons[0, neuron] == pytest.approx(expected, rel=0.03)
+
+    strongest = max(found, key=lambda f: abs(f.weight[0]))
+    place = f"L{strongest.layer}.E{strongest.expert}"
+    expected = p * slope(lambda factor: Scale(experts=(place,), factor=factor))
+    assert abs(expected) > 1e-5
+    assert strongest.weight[0] == pytest.approx(expected, rel=0.03)
 
 
 def test_samples_of_a_batch_do_not_mix() -> None:
