@@ -133,6 +133,15 @@ def test_new_methods_appear_and_none_is_skipped(monkeypatch):
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize(("model", "probe", "label"), [("fake", "topic", "topic"), ("lab", "language/fr", "domain")])
+def test_the_label_of_topics_is_the_one_that_there_is(model, probe, label, monkeypatch):
+    asked = []
+    monkeypatch.setattr(methods, "find_method", lambda trace, **options: asked.append(options["within"]))
+    within = next(d for d in methods.detectors() if d.name.endswith("within topics"))
+    methods.score(within, next(cases_of(model, SMALL, probes=[probe])), None, object(), SMALL)
+    assert asked == [label]
+
+
 def upside_down(contrast, against):
     return against.rates - contrast.rates
 

@@ -34,9 +34,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "risk_difference, macro": ("risk_difference", {"aggregate": "macro"}),
     "risk_difference, tokens matched": ("risk_difference", {"match": "token"}),
-    "risk_difference, within topics": ("risk_difference", {"within": "topic"}),
+    "risk_difference, within topics": ("risk_difference", {"within": "topic"}),  # or what else says it, see TOPICS
     "risk_difference, committee lowered": ("risk_difference", {"downweight": "committee"}),
 }
+TOPICS = ("topic", "domain")  # labels that say what a text is about, the first that there is
 # The scores that a policy was published with; another policy gets those of the risk difference.
 SCORES_OF_POLICY: dict[str, str] = {
     "mote_off": "functional_map",
@@ -127,6 +128,9 @@ def score(detector: Detector, case: Case, engine: Engine, trace: Trace | None, s
     for name, number in (("permutations", sizes.permutations), ("bootstrap", sizes.bootstrap)):
         if name in _accepted(detector):
             options.setdefault(name, number)
+    if "within" in options:
+        names = {name for text in case.probe.texts("find") for name in text.labels}
+        options["within"] = next((name for name in TOPICS if name in names), TOPICS[0])
     if detector.home == "model":
         return find_in_model(engine, case.probe, method=detector.method, seed=case.seed, **options)
     assert trace is not None

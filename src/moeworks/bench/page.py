@@ -24,6 +24,7 @@ between two experts does (`routing`). In `residual` no expert carries it and rou
 `length` and `token` no expert carries it either, and routing follows something else that the two sides differ in.
 Models are small torch mixtures (four layers, 16 experts each, two run), one for each seed. Carried behaviours are
 contrasted on pairs of texts of the same words, `token` too; nulls and the other probes on texts that differ.
+Seconds are those of one thread, with whatever else the machine was doing.
 """
 
 
