@@ -116,4 +116,4 @@ def _draw(axes: Axes, title: str, rows: list[str], columns: list[str], grid: Gri
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
-    axes.set_title(title, fontsize=8.5, pad=10, wrap=True)
+    axes.set_title(title, fontsize=8.5, pad=10, loc="left")
