@@ -3,6 +3,8 @@
 from moeworks.find.artefact import Scores, ScoresHeader
 from moeworks.find.by_label import find_by_label
 from moeworks.find.contrast import find, find_by_phase
+from moeworks.find.in_model import MODEL_SCORES, find_in_model
+from moeworks.find.key_space import Box, routing_frequencies
 from moeworks.find.languages import find_languages
 from moeworks.find.markers import find_markers
 from moeworks.find.methods import find_method, trace_methods
@@ -13,7 +15,9 @@ from moeworks.find.super_experts import SuperExperts, sink_diagnostics, super_ex
 
 __all__ = [
     "GROUP_SCORES",
+    "MODEL_SCORES",
     "SCORES",
+    "Box",
     "Scores",
     "ScoresHeader",
     "Side",
@@ -22,10 +26,12 @@ __all__ = [
     "find_by_label",
     "find_by_phase",
     "find_correlated",
+    "find_in_model",
     "find_languages",
     "find_markers",
     "find_method",
     "reads",
+    "routing_frequencies",
     "select_stable",
     "sink_diagnostics",
     "super_experts",
