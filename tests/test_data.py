@@ -132,6 +132,7 @@ def test_standard_input(given: bytes, expected: list[str], monkeypatch: pytest.M
 def test_probe_source() -> None:
     probe = load_probe("language/fr")
     assert list(read_examples("probe:language/fr")) == list(probe.texts("find"))
+    assert list(read_examples("probe:language/fr:all")) == list(probe.texts(None))
     assert list(read_examples("probe:language/fr:held_out", limit=3)) == list(probe.texts("held_out"))[:3]
     with pytest.raises(BadData, match="no split 'test'"):
         texts("probe:language/fr:test")

@@ -42,7 +42,8 @@ def read_examples(
     Args:
         source: a file (`.txt`, `.md`, `.jsonl`, `.parquet`; text and JSONL also with `.gz`), a folder that
             `datasets` saved, `hf:owner/name[/config][:split]` for a Hugging Face data set, `probe:name[:split]`
-            for a probe, or `-` for standard input (JSONL where it starts with `{`, else text).
+            for a probe (its part for finding unless `dev`, `held_out` or `all` is named), or `-` for standard input
+            (JSONL where it starts with `{`, else text).
         format: how to read it, where the name does not say.
         text: the column that holds the text.
         per: what one example of a plain text is: a non-empty line, a paragraph (ends at a blank line), or the file.
@@ -143,10 +144,12 @@ def _probe_texts(source: str) -> Iterator[Example]:
 
     name, _, split = source.removeprefix("probe:").partition(":")
     wanted = split or "find"
+    if wanted == "all":
+        return load_probe(name).texts(None)
     for known in SPLITS:
         if known == wanted:
             return load_probe(name).texts(known)
-    raise BadData(f"a probe has no split '{split}'; {did_you_mean(split, SPLITS)}")
+    raise BadData(f"a probe has no split '{split}'; {did_you_mean(split, (*SPLITS, 'all'))}")
 
 
 def _from_rows(source: str, kind: Format, text: str, per: Per) -> Iterator[Example]:

@@ -138,7 +138,7 @@ def test_plans_of_neurons_that_cannot_be() -> None:
         steer_neurons(scores, 1, protect=[expert])
     with pytest.raises(BadPlan, match="'scale' needs factor"):
         steer_neurons(scores, 1, action="scale")
-    with pytest.raises(BadData, match=r"take moeworks\.plan\.steer_neurons"):
+    with pytest.raises(BadData, match=r"moeworks\.plan\.steer_neurons"):
         steer(scores, demote=1)
     untested = find_in_model(engine, plant(), method="neuron_adjust")
     with pytest.raises(BadPlan, match="neuron_adjust makes no test"):

@@ -51,6 +51,13 @@ def command(
     weakens_safety: Annotated[
         bool, typer.Option("--weakens-safety", help="Say so if the plan is meant to weaken a safety behaviour.")
     ] = False,
+    neurons: Annotated[
+        int, typer.Option("--neurons", metavar="N", help="Scores of neurons: change so many, in rank order.", min=0)
+    ] = 0,
+    action: Annotated[
+        Literal["zero", "scale", "clamp"],
+        typer.Option("--action", help="With --neurons; --option factor=2 or value=0 says how far, site=gate where."),
+    ] = "zero",
     policy: Annotated[
         str, typer.Option("--policy", help="How scores become experts, and for published ones what is done to them.")
     ] = "risk_difference",
@@ -58,28 +65,39 @@ def command(
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Option of the policy; repeatable.")
     ] = None,
 ) -> None:
-    """Make a plan of the strongest experts of a scores file, and say in words what it does."""
+    """Make a plan of the strongest experts, or neurons, of a scores file, and say in words what it does."""
+    from moeworks.errors import BadData
     from moeworks.find import Scores
-    from moeworks.plan import explain, save_plan, steer
+    from moeworks.plan import explain, save_plan, steer, steer_neurons
 
     up, down = _count(promote, "--promote"), _count(demote, "--demote")
-    plan = steer(
-        Scores.load(scores),
-        promote=up,
-        demote=down,
-        policy=policy,
-        direction=direction,
-        op=op,
-        strength=strength,
-        unit=unit,
-        refill=refill,
-        renormalise=renormalise,
-        where=where,
-        protect=protect or "none",
-        weakens_safety=weakens_safety,
-        command=command_line(),
+    shared: dict[str, Any] = {
+        "where": where,
+        "protect": protect or "none",
+        "weakens_safety": weakens_safety,
+        "command": command_line(),
         **named_values(option),
-    )
+    }
+    if neurons:
+        if up or down or op or policy != "risk_difference":
+            raise BadData(
+                "--neurons changes neurons; --promote, --demote, --op and --policy are for scores of experts."
+            )
+        plan = steer_neurons(Scores.load(scores), neurons, action=action, **shared)
+    else:
+        plan = steer(
+            Scores.load(scores),
+            promote=up,
+            demote=down,
+            policy=policy,
+            direction=direction,
+            op=op,
+            strength=strength,
+            unit=unit,
+            refill=refill,
+            renormalise=renormalise,
+            **shared,
+        )
     save_plan(plan, output)
     if str(output) != "-":
         print(explain(plan))

@@ -194,7 +194,8 @@ def _split(
         if min(counts[split]) < FEWEST:
             raise BadData(
                 f"{split} has {counts[split][0]} documents of the contrast side and {counts[split][1]} of the other; "
-                f"a gate needs at least {FEWEST} of each in find, dev and held_out, of {len(table)} requests in all."
+                f"a gate needs at least {FEWEST} of each in find, dev and held_out, of {len(table)} requests in all. "
+                "A probe's are recorded together by: moeworks record MODEL probe:NAME:all."
             )
         taken = here & (first | second)
         parts[split] = _Prompts(rates[taken], first[taken])

@@ -89,14 +89,12 @@ def _rows(scores: Scores, n: int, *, passing: bool = True) -> list[str]:
     for row in scores.top(n, sign=0, passing=passing).to_pylist():
         address = str(Address(row["layer"], row["expert"])) + (f".N{row['neuron']}" if "neuron" in row else "")
         rates = [row["contrast_rate"], row["against_rate"]]
-        first, second = (f"{rate:.3g}" if quantity else f"{rate:.1%}" for rate in rates)
+        shown = " against ".join(f"{rate:.3g}" if quantity else f"{rate:.1%}" for rate in rates if not math.isnan(rate))
         score = f"{row['score']:+.3g}" if quantity else f"{row['score']:+.3f}"
         sure = "" if math.isnan(row["q"]) else f", q {row['q']:.2g}"
         interval = "" if math.isnan(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}] ({level})"
         stable = "" if math.isnan(row["stability"]) else f", in the top {scores.header.top} of {row['stability']:.0%}"
-        lines.append(
-            f"  {address:<9} {score}{interval}, {quantity or 'runs on'} {first} against {second}{sure}{stable}"
-        )
+        lines.append(f"  {address:<9} {score}{interval}, {quantity or 'runs on'} {shown}{sure}{stable}")
     if any(np.isfinite(scores.column("stability"))):
         lines.append(f"  (top {scores.header.top}: share of {scores.header.bootstrap} resamplings of the documents)")
     return lines

@@ -83,7 +83,9 @@ def steer(
     if model is None:
         raise BadData("the scores do not say which model they are of; make them again with: moeworks find.")
     if scores.header.unit == "neuron":
-        raise BadData("the scores are of neurons, and this turns experts; take moeworks.plan.steer_neurons for them.")
+        raise BadData(
+            "the scores are of neurons, and this turns experts; for them: moeworks steer --neurons N (moeworks.plan.steer_neurons)."
+        )
     for name, count in (("promote", promote), ("demote", demote)):
         if count != "all" and count < 0:
             raise BadData(f"{name} is a number of experts or 'all', not {count}.")
