@@ -168,7 +168,9 @@ def test_steering_shows_what_works_and_what_loses(tmp_path, monkeypatch):
     assert "fake" in cell(league.steer, "activity", "single").refused
     assert not any(c.verdict == "works" for c in league.steer if c.probe == "residual")
     told = read_steering(league.steer, model="`fake`")
-    assert "`risk_difference` works on `single`" in told
+    working = next(line for line in told.splitlines() if line.endswith("work on `single`."))
+    assert "`risk_difference`" in working
+    assert "`upside_down`" not in working
     assert "`upside_down`" in next(line for line in told.splitlines() if "Lose to random" in line)
     again = []
     monkeypatch.setattr(run, "steered", lambda *a: again.append(a))

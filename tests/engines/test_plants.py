@@ -219,6 +219,9 @@ def test_probes_are_sound_and_their_metric_sees_case_alone():
             assert item.target.lower() == item.other
             assert item.target.isalpha()
             assert item.prompt[-1] in " _"
+    loud, quiet = plant_probe("single", 60), plant_probe("single", 60, items_of="against")
+    assert all(item.prompt.isupper() for item in loud.items(None))
+    assert all(item.prompt.islower() for item in quiet.items(None))
     lengths = [len(text.text) for text in plant_examples("length", 40)]
     assert min(lengths[::2]) > max(lengths[1::2])
     marked = [set("_!") & set(text.text) for text in plant_examples("token", 20)]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 from moeworks.address import Address, NeuronAddress
 from moeworks.bench.schema import BudgetName, Kind
@@ -54,17 +55,17 @@ class Sizes:
     experts: int  # turned on a real model, and on planted models where nothing is sought
     permutations: int
     bootstrap: int
-    controls: int
+    controls: int  # random plans; by chance alone a plan beats all of n in one of n + 1
 
 
 SIZES: dict[BudgetName, Sizes] = {
     "quick": Sizes(
         seeds=3, null_seeds=6, documents=120, planted_items=12, planted_neutral=6, texts=80, items=12, neutral=8,
-        experts=5, permutations=500, bootstrap=100, controls=4,
+        experts=5, permutations=500, bootstrap=100, controls=9,
     ),
     "full": Sizes(
         seeds=3, null_seeds=10, documents=160, planted_items=16, planted_neutral=8, texts=400, items=60, neutral=40,
-        experts=5, permutations=1000, bootstrap=200, controls=5,
+        experts=5, permutations=1000, bootstrap=200, controls=19,
     ),
 }  # fmt: skip
 
@@ -84,6 +85,7 @@ class Case:
 
     model: str
     probe: Probe
+    quiet: Probe  # the probe with items where the behaviour is off, for what turns it up; of real models the same one
     kind: Kind
     seed: int
     engine: Callable[[], Engine]
@@ -158,9 +160,12 @@ def _matching(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 def _planted(model: str, name: str, seed: int, sizes: Sizes) -> Case:
     plant = {NULL_TEXTS: "single", NO_PLANT: "none"}.get(name, name)
-    probe = plant_probe(
-        {NULL_TEXTS: "none", NO_PLANT: "single"}.get(name, name), sizes.documents, seed=seed, paired=name in PAIRED
-    )
+    texts = {NULL_TEXTS: "none", NO_PLANT: "single"}.get(name, name)
+
+    def probe_of(side: Literal["contrast", "against"]) -> Probe:
+        made = plant_probe(texts, sizes.documents, seed=seed, paired=name in PAIRED, items_of=side)
+        return some_items(_named(made, name), sizes.planted_items)
+
     neurons = TWIN_NEURONS if model == "planted" else NEURONS
     put = plant_experts(plant, layers=LAYERS, experts=EXPERTS, top_k=TOP_K, seed=seed, neurons=neurons)
     truth = Truth(put.acting, put.neurons, put.confounded)
@@ -179,7 +184,8 @@ def _planted(model: str, name: str, seed: int, sizes: Sizes) -> Case:
 
     return Case(
         model=model,
-        probe=some_items(_named(probe, name), sizes.planted_items),
+        probe=probe_of("contrast"),
+        quiet=probe_of("against"),
         kind=kind,
         seed=seed,
         engine=opened,
@@ -196,9 +202,11 @@ def _real(model: str, name: str, seed: int, sizes: Sizes, opened: Callable[[], E
         found, probe = _drawn(found, seed), _named(probe, name)
     chosen = some_documents(found, sizes.texts, seed=seed)
     others = [text for text in probe.all_texts if text.labels["split"] != "find"]
+    probe = some_items(replace(probe, all_texts=(*chosen, *others)), sizes.items)
     return Case(
         model=model,
-        probe=some_items(replace(probe, all_texts=(*chosen, *others)), sizes.items),
+        probe=probe,
+        quiet=probe,
         kind="null" if name == SHUFFLED else "probe",
         seed=seed,
         engine=opened,

@@ -176,15 +176,22 @@ def make_plan(steerer: Steerer, scores: Scores, case: Case, engine: Engine, *, a
     count = min(case.budget, len(scores.top(case.budget)))
     if not count:
         raise BadPlan("no expert has a score above 0: there is nothing to turn.")
-    amount = {"demote": count} if steerer.turns == "down" else {"promote": count}
-    return steer(
-        scores,
-        policy=steerer.policy or "risk_difference",
-        direction=steerer.turns,
-        only_passing=False,
-        weakens_safety=safety,
-        **amount,  # type: ignore[arg-type]
-    )
+    down = steerer.turns == "down"
+    for amount in range(count, 0, -1):  # a policy's own window or the layers may have room for fewer
+        try:
+            return steer(
+                scores,
+                policy=steerer.policy or "risk_difference",
+                direction=steerer.turns,
+                only_passing=False,
+                weakens_safety=safety,
+                demote=amount if down else 0,
+                promote=0 if down else amount,
+            )
+        except BadPlan:
+            if amount == 1:
+                raise
+    raise AssertionError("a budget is at least one expert")
 
 
 def _imported(place: str) -> Any:

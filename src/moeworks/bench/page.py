@@ -55,7 +55,8 @@ def page(league: League) -> str:
             "A method's first experts, as many as there are to be found on a planted model and as many as the budget"
             " says elsewhere, are turned down, whether they pass or not; policies do what they were published with, to"
             " the scores that they were published with. Of scores of neurons as many neurons are set to 0 (on a real"
-            " model a quarter of an expert's neurons for each expert)."
+            " model a quarter of an expert's neurons for each expert). On planted models, what turns a behaviour up is"
+            " measured where it is off; a real probe has one set of items."
         )
         parts.append("![What works, method by method](images/league-steer.png)")
         for model, steered in _by_model(league.steer):

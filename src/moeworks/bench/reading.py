@@ -121,9 +121,9 @@ def read_steering(cells: Sequence[SteerCell], *, model: str) -> str:
     probes = probes_of(cells, "planted", "probe")
     methods = [m for m in methods_of(cells) if of(cells, method=m)]
     places = {m: [p for p in probes if _works(of(cells, method=m, probe=p))] for m in methods}
-    for method in methods:
-        if places[method]:
-            lines.append(f"`{method}` works on {_names(places[method])}.")
+    for where in dict.fromkeys(tuple(places[method]) for method in methods if places[method]):
+        same = [method for method in methods if tuple(places[method]) == where]
+        lines.append(f"{_names(same)} {_verb(same, 'works', 'work')} on {_names(where)}.")
     never = [m for m in methods if not places[m]]
     if never:
         lines.append(f"{_names(never)} {_verb(never, 'works', 'work')} on none of the probes in most seeds.")
@@ -138,8 +138,11 @@ def read_steering(cells: Sequence[SteerCell], *, model: str) -> str:
     false = [c for c in of(cells, kinds=("null", "uncarried")) if c.verdict == "works"]
     tried = of(cells, kinds=("null", "uncarried"))
     if tried:
+        fewest = min((len(cell.random) for cell in tried if cell.random), default=0)
+        chance = f"; to be the best of {fewest + 1} by chance alone is one in {fewest + 1}" if fewest else ""
         lines.append(
-            f"Where nothing carries the behaviour a plan was said to work in {len(false)} of {len(tried)} cells."
+            f"Where no expert carries the behaviour a plan was said to work in {len(false)} of {len(tried)} cells"
+            f"{chance}."
         )
     broken = [
         m

@@ -52,7 +52,7 @@ class Evaluations:
             evidence = evaluate(
                 self.engine,
                 plan,
-                self.case.probe,
+                self.case.quiet if direction == "up" else self.case.probe,
                 controls=self.sizes.controls,
                 doses=(),
                 neutral=self.case.neutral,

@@ -331,7 +331,7 @@ def _ratio(cells: Sequence[SteerCell]) -> str:
     if not found:
         return NOTHING
     middle = found[len(found) // 2]
-    return "random does nothing" if middle == float("inf") else f"{middle:.3g}"
+    return "over 1000" if middle > 1000 else f"{middle:.3g}"
 
 
 def _active(cells: Sequence[SteerCell]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from moeworks.engines.fake.plants import PLANTS
@@ -74,16 +76,24 @@ def plant_examples(plant: str, documents: int, *, seed: int = 0, paired: bool = 
     return [_confounded(plant, seed, index, paired=paired) for index in range(documents)]
 
 
-def plant_probe(plant: str, documents: int = 160, *, seed: int = 0, paired: bool = False) -> Probe:
+def plant_probe(
+    plant: str,
+    documents: int = 160,
+    *,
+    seed: int = 0,
+    paired: bool = False,
+    items_of: Literal["contrast", "against"] = "contrast",
+) -> Probe:
     """Return a probe of shouting for one of `PLANTS`, whose metric sees the behaviour and nothing else.
 
     An item is a text without its last word; the metric is the preference for this word in capitals over the same word
-    in small letters. What else a plan does to the model's words is the same for both.
+    in small letters. What else a plan does to the model's words is the same for both. `items_of` is the side whose
+    texts the items are made of: where the behaviour is on there is much to turn down, where it is off to turn up.
     """
     texts = _with_splits(plant_examples(plant, documents, seed=seed, paired=paired))
     items = []
     for text in texts:
-        if text.labels["side"] == "contrast" and text.labels["split"] != "find":
+        if text.labels["side"] == items_of and text.labels["split"] != "find":
             prompt, word = _last_word(text.text)
             items.append(
                 Item(
