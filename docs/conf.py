@@ -1,5 +1,7 @@
 """Settings of the documentation: Markdown through MyST, the furo theme, the Python API from the docstrings."""
 
+from importlib.util import find_spec
+
 import moeworks
 
 project = "moeworks"
@@ -18,7 +20,7 @@ html_static_path: list[str] = []
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = ["torch", "transformers", "datasets", "lm_eval"]  # the docs build without a model stack
+autodoc_mock_imports = [name for name in ("datasets", "lm_eval") if find_spec(name) is None]  # torch is needed
 suppress_warnings = ["ref.python"]  # a verb is a module and a function in it: both are named in cross-references
 
 

@@ -65,7 +65,8 @@ def find_correlated(
         permutations, refine, bootstrap, alpha, within, top, seed, command, budget_bytes, progress: as in `find`.
 
     Returns:
-        The scores; the two rates are means over documents above the median of the number, and over the others.
+        The scores; the two rates are means over documents above the median of the number (from it on, if none is above), and over
+        the others.
 
     Raises:
         BadData: a value is no number, a document has several, or all have the same.
@@ -79,7 +80,8 @@ def find_correlated(
         raise BadData(f"within each value of '{within}' all documents have the same '{label}'; permute within another.")
     most = max(permutations, math.ceil(sum(layers.values()) / alpha)) if refine else permutations
     samples = bootstrap if len(entries) >= 2 * FEWEST else 0
-    high = number > np.median(number)
+    middle = np.median(number)
+    high = number > middle if (number > middle).any() else number >= middle
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         drawn = np.empty((count, len(y)))

@@ -84,7 +84,8 @@ def steer(
         raise BadData("the scores do not say which model they are of; make them again with: moeworks find.")
     if scores.header.unit == "neuron":
         raise BadData(
-            "the scores are of neurons, and this turns experts; for them: moeworks steer --neurons N (moeworks.plan.steer_neurons)."
+            "the scores are of neurons, and this turns experts; for them: moeworks steer --neurons N, in Python "
+            "moeworks.plan.steer_neurons."
         )
     for name, count in (("promote", promote), ("demote", demote)):
         if count != "all" and count < 0:

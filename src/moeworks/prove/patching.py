@@ -94,7 +94,7 @@ def patch(
         arms: what is taken from the clean run.
         experts: how many experts to report for each arm, those with the largest absolute effect. All that run are
             patched for it: one forward pass a batch each.
-        smallest: pairs with |m clean - m corrupt| below this are left out.
+        smallest: pairs whose clean and corrupt margins differ by less than this are left out.
         bootstrap: samples of the intervals.
         batch_size: pairs a forward pass.
         seed: of the bootstrap.
