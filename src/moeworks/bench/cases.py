@@ -45,7 +45,7 @@ class Sizes:
     """How much a budget stands for; None is all there is."""
 
     seeds: int
-    null_seeds: int  # of nulls, where a rate is to be told from 0
+    null_seeds: int  # of each of two nulls, where a rate is to be told from 0; of a model's only null twice as many
     documents: int  # of a planted probe
     planted_items: int
     planted_neutral: int
@@ -60,7 +60,7 @@ class Sizes:
 
 SIZES: dict[BudgetName, Sizes] = {
     "quick": Sizes(
-        seeds=3, null_seeds=6, documents=120, planted_items=12, planted_neutral=6, texts=80, items=12, neutral=8,
+        seeds=3, null_seeds=10, documents=120, planted_items=12, planted_neutral=6, texts=80, items=12, neutral=8,
         experts=5, permutations=500, bootstrap=100, controls=9,
     ),
     "full": Sizes(
@@ -147,7 +147,7 @@ def cases_of(
     known = tuple(name for name in probe_names() if not name.startswith("null/"))
     wanted = _matching((*(known if budget == "full" or probes else QUICK_PROBES), SHUFFLED), probes)
     for name in wanted:
-        for seed in range(nulls if name == SHUFFLED else sizes.seeds):
+        for seed in range((2 * nulls if every_null else nulls) if name == SHUFFLED else sizes.seeds):
             yield _real(model, name, seed, sizes, opened)
 
 

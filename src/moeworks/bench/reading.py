@@ -90,11 +90,15 @@ def _read_nulls(cells: Sequence[DetectCell]) -> list[str]:
     """Say which methods claim more often on nulls than their nominal rate allows, chance of the count included."""
     above: list[str] = []
     told: list[tuple[int, int]] = []
+    drawn: set[tuple[str, int]] = set()
+    claimed: set[tuple[str, int]] = set()
     for method in methods_of(cells):
         tested = [cell for cell in of(cells, method=method, kinds=("null",)) if cell.null != "none"]
         if not tested:
             continue
         false = sum(bool(cell.claims) or cell.other_claims > 0 for cell in tested)
+        drawn |= {(cell.probe, cell.seed) for cell in tested}
+        claimed |= {(cell.probe, cell.seed) for cell in tested if cell.claims or cell.other_claims}
         above += [method] * _more_than_nominal(false, len(tested))
         told.append((false, len(tested)))
     if not told:
@@ -102,7 +106,7 @@ def _read_nulls(cells: Sequence[DetectCell]) -> list[str]:
     false, count = sum(a for a, _ in told), sum(b for _, b in told)
     lines = [
         f"On nulls something is claimed in {false} of {count} cells of all methods ({false / count:.1%}; nominal "
-        f"{NOMINAL:.0%})."
+        f"{NOMINAL:.0%}), in {len(claimed)} of the {len(drawn)} nulls that were drawn; methods share their texts."
     ]
     if above:
         lines.append(f"More than the nominal rate, beyond chance: {_names(above)}.")

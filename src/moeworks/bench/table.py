@@ -138,7 +138,7 @@ def _on_real(cells: Sequence[DetectCell]) -> str:
                     "cells of nulls with a claim",
                     "stability",
                     "agreement of seeds",
-                    "as the risk difference",
+                    "overlap with risk_difference",
                     "seconds",
                 ),
                 (
