@@ -29,6 +29,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+from transformers.utils import logging
 
 from recipes.lab.model import EPSILON, Block, LanguageModel, ModelSettings
 from recipes.lab.train import read_model
@@ -51,6 +52,7 @@ def export(checkpoint: Path, tokenizer: Path, out: Path, *, context: int | None 
     """
     if out.exists():
         raise SystemExit(f"{out} exists; remove it or name another folder.")
+    logging.disable_progress_bar()
     model, step = read_model(checkpoint)
     stock = stock_model(model)
     _compare(model, stock, "the stock model made of these weights")
