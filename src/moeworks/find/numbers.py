@@ -65,8 +65,8 @@ def find_correlated(
         permutations, refine, bootstrap, alpha, within, top, seed, command, budget_bytes, progress: as in `find`.
 
     Returns:
-        The scores; the two rates are means over documents above the median of the number (from it on, if none is above), and over
-        the others.
+        The scores; the two rates are means over documents above the median of the number (from it on, if none is
+        above), and over the others.
 
     Raises:
         BadData: a value is no number, a document has several, or all have the same.
