@@ -142,8 +142,11 @@ def read_steering(cells: Sequence[SteerCell], *, model: str) -> str:
     false = [c for c in of(cells, kinds=("null", "uncarried")) if c.verdict == "works"]
     tried = of(cells, kinds=("null", "uncarried"))
     if tried:
-        fewest = min((len(cell.random) for cell in tried if cell.random), default=0)
-        chance = f"; to be the best of {fewest + 1} by chance alone is one in {fewest + 1}" if fewest else ""
+        plans = max((len(cell.random) for cell in tried), default=0) + 1
+        chance = f" (to be the best of {plans} plans by chance alone is one in {plans})" if plans > 1 else ""
+        small, large = _size(false), _size([c for c in of(cells, kinds=("planted",)) if c.verdict == "works"])
+        if small is not None and large is not None:
+            chance += f"; such effects are {small:.0%} of the metric in the median, those of the carriers {large:.0%}"
         lines.append(
             f"Where no expert carries the behaviour a plan was said to work in {len(false)} of {len(tried)} cells"
             f"{chance}."
@@ -160,6 +163,12 @@ def read_steering(cells: Sequence[SteerCell], *, model: str) -> str:
 
 def _works(cells: Sequence[SteerCell]) -> bool:
     return 2 * sum(cell.verdict == "works" for cell in cells) > len(cells)
+
+
+def _size(cells: Sequence[SteerCell]) -> float | None:
+    """Return the median effect as a share of what the metric was before, whatever its sign."""
+    found = sorted(abs(cell.effect.value / cell.before) for cell in cells if cell.effect is not None and cell.before)
+    return found[len(found) // 2] if found else None
 
 
 def _median(cells: Sequence[SteerCell]) -> float | None:
