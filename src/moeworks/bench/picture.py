@@ -61,7 +61,10 @@ def _found(cell: DetectCell) -> float:
 
 
 def save_steering(cells: Sequence[SteerCell], path: Path) -> None:
-    """Draw, for each model, the share of seeds in which a plan works or breaks the model, and its effect."""
+    """Draw, for each model, the share of seeds in which a plan works, or breaks the model, and its effect.
+
+    A plan that is said to work where no expert carries the behaviour is drawn as one that breaks the model.
+    """
     panels = []
     for model in dict.fromkeys(cell.model for cell in cells):
         mine = [cell for cell in cells if cell.model == model]
@@ -75,10 +78,13 @@ def save_steering(cells: Sequence[SteerCell], path: Path) -> None:
                     continue
                 works = sum(cell.verdict == "works" for cell in found)
                 breaks = sum(cell.verdict == "breaks the model" for cell in found)
-                grid[i, j] = (works - breaks) / len(found)
+                right = 1 if found[0].kind in ("planted", "probe") else -1  # nothing can work where nothing carries it
+                grid[i, j] = (right * works - breaks) / len(found)
                 effect = mean(None if cell.effect is None else cell.effect.value for cell in found)
                 words[i][j] = "" if effect is None else f"{effect:+.2g}"
-        title = f"{model}: effect on held-out items; blue works, red breaks the model, white neither (share of seeds)"
+        title = (
+            f"{model}: effect on held-out items; blue works, red breaks the model or cannot be what it is said to be"
+        )
         panels.append((title, rows, columns, grid, words))
     _save(panels, path)
 
