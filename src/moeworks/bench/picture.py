@@ -82,9 +82,7 @@ def save_steering(cells: Sequence[SteerCell], path: Path) -> None:
                 grid[i, j] = (right * works - breaks) / len(found)
                 effect = mean(None if cell.effect is None else cell.effect.value for cell in found)
                 words[i][j] = "" if effect is None else f"{effect:+.2g}"
-        title = (
-            f"{model}: effect on held-out items; blue works; red breaks the model, or \"works\" where nothing can"
-        )
+        title = f'{model}: effect on held-out items; blue works; red breaks the model, or "works" where nothing can'
         panels.append((title, rows, columns, grid, words))
     _save(panels, path)
 
