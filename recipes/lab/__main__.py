@@ -46,9 +46,12 @@ def make(out: Path, *, corpus: Path | None, cache: Path, compile_parts: bool) ->
 
 def ship(out: Path, *, corpus: Path | None) -> None:
     """Put models, probes and measured cards into the package."""
+    missing = [str(LAB / name / "README.md") for name in SHIPPED.values() if not (LAB / name / "README.md").is_file()]
+    if missing:
+        raise SystemExit(f"write the card first, with the two marks that measuring fills between: {', '.join(missing)}")
     for model, name in SHIPPED.items():
-        shutil.rmtree(LAB / name, ignore_errors=True)
-        shutil.copytree(out / "models" / model, LAB / name, ignore=shutil.ignore_patterns("training.json"))
+        left_out = shutil.ignore_patterns("training.json")
+        shutil.copytree(out / "models" / model, LAB / name, ignore=left_out, dirs_exist_ok=True)
     joined = out / "source"  # what the probes are made of: corpus/ and probes/
     joined.mkdir(exist_ok=True)
     for name, target in (("corpus", corpus or out / "corpus"), ("probes", out / "questions")):

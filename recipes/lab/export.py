@@ -44,7 +44,7 @@ CHAT = (
 )
 
 
-def export(checkpoint: Path, tokenizer: Path, out: Path, *, context: int | None = None) -> None:
+def export(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     """Write `out`, a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
     Raises:
@@ -63,7 +63,7 @@ def export(checkpoint: Path, tokenizer: Path, out: Path, *, context: int | None 
     for name, buffer in bias.items():  # its steps of 0.001 would be lost in bfloat16
         stock.get_submodule(name.rpartition(".")[0]).e_score_correction_bias = buffer
     stock.save_pretrained(temporary)
-    _write_tokenizer(tokenizer, temporary, context or model.settings.context)
+    _write_tokenizer(tokenizer, temporary, model.settings.context)
     (temporary / "moeworks.json").write_text('{\n  "add_bos": true\n}\n')
     (temporary / "training.json").write_text(json.dumps({"step": step}) + "\n")
     with torch.no_grad():
