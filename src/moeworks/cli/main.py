@@ -15,6 +15,7 @@ from moeworks.cli import (
     bench,
     decode,
     doctor,
+    edit,
     evaluate,
     find,
     generate,
@@ -59,7 +60,7 @@ for panel, name, function in (
     (FILES, "doctor", doctor.command),
 ):
     app.command(name, rich_help_panel=panel)(function)
-for group in (trace.app, plan.app, probes.app, train.app, bench.app):
+for group in (trace.app, plan.app, probes.app, edit.app, train.app, bench.app):
     app.add_typer(group, rich_help_panel=FILES)
 
 
