@@ -5,7 +5,7 @@ Letters in shapes: E experts, I neurons of each, H wide outside, V token ids, k 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from moeworks.errors import BadData
 
-__all__ = ["LayerWeights"]
+__all__ = ["Activation", "LayerWeights"]
+
+Activation = Callable[[Tensor | None, Tensor], Tensor]  # gate (n, I) or None, up (n, I) → what down reads, (n, I)
 
 _NEURON_DIMENSION = {"gate": 1, "up": 1, "down": 2, "gate_bias": 1, "up_bias": 1}
 
@@ -25,7 +27,7 @@ class LayerWeights:
 
     An expert computes `down @ (act(gate @ x) * (up @ x))`, without a gate `down @ act(up @ x)`, biases aside. Neuron j
     of expert e is the triple `(gate[e, j], up[e, j], down[e, :, j])`; the order of the neurons of an expert is free.
-    Every field but the table has the experts as its first dimension.
+    Every tensor but the table has the experts as its first dimension.
 
     Attributes:
         layer: global layer number.
@@ -37,6 +39,8 @@ class LayerWeights:
         selection_bias: what is added to the scores before the top-k and never enters a weight, or None.
         expert_scale: factor of each expert's weight (Gemma 4), or None.
         table: experts of each token id where a hash routes (DeepSeek-V4), or None.
+        activation: from the pre-activations (gate or None, up) to what the down projection reads, by the family's own
+            rule; None where it is not known, and then nothing that needs activations can be computed.
     """
 
     layer: int
@@ -51,6 +55,7 @@ class LayerWeights:
     selection_bias: Tensor | None = None  # (E,)
     expert_scale: Tensor | None = None  # (E,)
     table: Tensor | None = None  # (V, k)
+    activation: Activation | None = None
 
     @property
     def experts(self) -> int:
@@ -64,9 +69,8 @@ class LayerWeights:
 
     def per_expert(self) -> dict[str, Tensor]:
         """Return every tensor whose first dimension is the experts, by field name."""
-        named = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("layer", "table")
-        }
+        other = ("layer", "table", "activation")
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in other}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def select(self, experts: Sequence[int]) -> LayerWeights:
