@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moeworks.contract import margins, selection_scores
 from moeworks.errors import BadData
 from moeworks.stats.counts import layers_of
 from moeworks.stats.distributions import entropy, softmax, weight_shares
@@ -16,7 +15,7 @@ from moeworks.where import Where
 
 if TYPE_CHECKING:
     from moeworks.artefact import LayerShape
-    from moeworks.trace import Part, Trace
+    from moeworks.trace import Part, Trace, TraceHeader
 
 __all__ = ["confidence"]
 
@@ -31,8 +30,8 @@ def confidence(trace: Trace, *, where: Where = Where()) -> pa.Table:
     Columns: `layer`, `tokens`; from the combine weights, divided by their sum, `top_weight` (the largest) and
     `weight_entropy` (divided by ln k; NaN for k = 1); from the logits, NaN in a trace without, `top_probability` and
     `entropy` of their softmax (divided by ln E) and `margin`, by how much the last chosen expert beats the first that
-    is not, in the contract's own selection scores. A layer with a selection bias, which traces do not hold, or without
-    a proved contract has no margin.
+    is not, in the contract's own selection scores. A layer without a proved contract has no margin, nor one whose
+    selection bias the trace does not hold.
 
     Raises:
         BadData: no token is selected.
@@ -46,7 +45,7 @@ def confidence(trace: Trace, *, where: Where = Where()) -> pa.Table:
         for layer in layers:
             shape = trace.header.shape_of(layer)
             for start in range(0, len(kept), _CHUNK):
-                sums[layer] += _sums(part, shape, kept[start : start + _CHUNK], trace.header.logits)
+                sums[layer] += _sums(part, trace.header, shape, kept[start : start + _CHUNK])
     if not tokens:
         raise BadData(f"no token matches the clause '{where}'.")
     means = np.stack(list(sums.values())) / tokens  # (layers, columns)
@@ -54,16 +53,15 @@ def confidence(trace: Trace, *, where: Where = Where()) -> pa.Table:
     return pa.table({"layer": np.array(list(layers), np.int32), "tokens": np.full(len(layers), tokens), **columns})
 
 
-def _sums(part: Part, shape: LayerShape, rows: Array, with_logits: bool) -> Array:
+def _sums(part: Part, header: TraceHeader, shape: LayerShape, rows: Array) -> Array:
     """Return the sums over some rows, in the order of the columns."""
     share = weight_shares(part.weights(shape.layer)[rows])  # (n, k)
     spread = entropy(share).sum() / np.log(shape.top_k) if shape.top_k > 1 else np.nan
-    if not with_logits:
+    if not header.logits:
         return np.array([share.max(-1).sum(), spread, np.nan, np.nan, np.nan])
     logits = part.logits(shape.layer)[rows]  # (n, E)
     p = softmax(logits)
-    contract, margin = shape.contract, np.nan
-    if contract is not None and not contract.bias and not contract.hashed:
-        margin = float(margins(selection_scores(logits, contract), contract).sum())
+    found = header.margins_of(shape.layer, logits)
+    margin = np.nan if found is None else float(found.sum())
     log_experts = np.log(shape.experts) if shape.experts > 1 else np.nan
     return np.array([share.max(-1).sum(), spread, p.max(-1).sum(), entropy(p).sum() / log_experts, margin])

@@ -2,7 +2,7 @@
 
 from moeworks.trace.combine import concat
 from moeworks.trace.export import export
-from moeworks.trace.format import FileRecord, RecordedRows, TraceHeader
+from moeworks.trace.format import FileRecord, RecordedRows, RouterValues, TraceHeader
 from moeworks.trace.reader import Part, Trace
 from moeworks.trace.requests import RequestInfo, TokenSpan
 from moeworks.trace.verify import Verified
@@ -13,6 +13,7 @@ __all__ = [
     "Part",
     "RecordedRows",
     "RequestInfo",
+    "RouterValues",
     "TokenSpan",
     "Trace",
     "TraceHeader",

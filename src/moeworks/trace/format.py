@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moeworks.artefact import Header, LayerShape, problems_of
+from moeworks.contract import margins, selection_scores
 from moeworks.errors import BadTrace
 from moeworks.where import PHASES, Rows, Where
 
@@ -26,6 +27,7 @@ __all__ = [
     "Columns",
     "FileRecord",
     "RecordedRows",
+    "RouterValues",
     "TraceHeader",
     "columns_of",
     "part_schema",
@@ -67,6 +69,22 @@ class FileRecord(_Frozen):
     hash: str = Field(description="blake2b-128 of the file's bytes, hexadecimal")
 
 
+class RouterValues(_Frozen):
+    """What one router holds beside its contract; with the logits it makes the decision again."""
+
+    layer: int
+    selection_bias: tuple[float, ...] | None = Field(None, description="added to the scores before the top-k")
+    expert_scale: tuple[float, ...] | None = Field(None, description="factor of each expert's weight")
+
+    @classmethod
+    def of(cls, layer: int, bias: Array | None, expert_scale: Array | None) -> RouterValues | None:
+        """Return the values from arrays, (E,) or None each; None where there is neither."""
+        if bias is None and expert_scale is None:
+            return None
+        lists = [None if array is None else tuple(map(float, array)) for array in (bias, expert_scale)]
+        return cls(layer=layer, selection_bias=lists[0], expert_scale=lists[1])
+
+
 class TraceHeader(Header):
     """What `trace.json` says of a trace; the writer fills in all fields from `layers` on."""
 
@@ -76,6 +94,8 @@ class TraceHeader(Header):
     weights: Literal["float32", "float16"] = Field("float32", description="type of the weights columns")
     logits: bool = Field(False, description="whether there are logits columns")
     sample: float | None = Field(None, description="share of rows that was asked for; null: every row")
+    lacks: tuple[Literal["weights"], ...] = Field((), description="what its source did not tell; such columns hold NaN")
+    values: tuple[RouterValues, ...] = Field((), description="selection biases and factors, of routers that have some")
     parts: tuple[FileRecord, ...] = ()
     requests: FileRecord | None = None
     rows: int = Field(0, description="rows in all parts")
@@ -93,6 +113,27 @@ class TraceHeader(Header):
             known = ", ".join(map(str, self.layers))
             raise BadTrace(f"the trace has no layer {layer}; layers recorded: {known}.")
         return self.model.layer(layer)
+
+    def values_of(self, layer: int) -> tuple[Array | None, Array | None]:
+        """Return selection bias and expert factors of a layer, (E,) float64 each; None for what was not recorded."""
+        found = next((values for values in self.values if values.layer == layer), None)
+        if found is None:
+            return None, None
+        bias, scale = found.selection_bias, found.expert_scale
+        return None if bias is None else np.array(bias), None if scale is None else np.array(scale)
+
+    def selection_scores_of(self, layer: int, logits: Array) -> Array | None:
+        """Return what the top-k looked at, (n, E), from the logits, (n, E); None where that cannot be told."""
+        contract = self.shape_of(layer).contract
+        bias, _ = self.values_of(layer)
+        if contract is None or contract.hashed or contract.bias != (bias is not None):
+            return None
+        return selection_scores(logits, contract, bias=bias)
+
+    def margins_of(self, layer: int, logits: Array) -> Array | None:
+        """Return the margins of n decisions, (n,), from their logits, (n, E); None where they cannot be told."""
+        scores, contract = self.selection_scores_of(layer, logits), self.shape_of(layer).contract
+        return None if scores is None or contract is None else margins(scores, contract)
 
 
 class Columns(NamedTuple):

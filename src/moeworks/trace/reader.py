@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +123,21 @@ class Trace:
             BadTrace: the trace was recorded without them.
         """
         return _join([part.logits(layer) for part in self.parts])
+
+    def take(self, layer: int, kind: Literal["ids", "weights", "logits"], rows: Array) -> Array:
+        """Return a list column at some rows, (m,) in any order, copying no others: (m, k) or (m, E)."""
+        edges = np.cumsum([0, *map(len, self.parts)])
+        part = np.searchsorted(edges, rows, side="right") - 1  # (m,)
+        pieces = [(np.flatnonzero(part == number), number) for number in np.unique(part)]
+        if len(pieces) == 1:
+            number = pieces[0][1]
+            return np.asarray(self.parts[number].column(layer, kind)[rows - edges[number]])
+        taken = [(at, self.parts[number].column(layer, kind)[rows[at] - edges[number]]) for at, number in pieces]
+        width = self.header.shape_of(layer).experts if kind == "logits" else self.header.shape_of(layer).top_k
+        result = np.empty((len(rows), width), taken[0][1].dtype if taken else np.float32)
+        for at, values in taken:
+            result[at] = values
+        return result
 
     @cached_property
     def _request_table(self) -> Requests:

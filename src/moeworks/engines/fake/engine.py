@@ -19,7 +19,7 @@ from moeworks.artefact import EngineIdentity, LayerShape, ModelIdentity, hash_te
 from moeworks.contract import Contract
 from moeworks.engines.base import Answer, Generation, ModelSize, TokenScores
 from moeworks.engines.fake.gating import opened, widened_pass
-from moeworks.engines.fake.network import NEURONS, build_network
+from moeworks.engines.fake.network import NEURONS, build_network, layer_values
 from moeworks.engines.fake.plants import plant_experts
 from moeworks.engines.fake.record import write_batch
 from moeworks.engines.fake.run import Model, generate_tokens
@@ -33,7 +33,7 @@ from moeworks.plan.compiled import CompiledEdit, compile_plan, widened
 from moeworks.plan.files import plan_hash
 from moeworks.plan.gate import Gate
 from moeworks.plan.guards import check
-from moeworks.trace import Trace, TraceHeader, TraceWriter
+from moeworks.trace import RouterValues, Trace, TraceHeader, TraceWriter
 
 __all__ = ["FakeEngine"]
 
@@ -100,6 +100,11 @@ class FakeEngine:
             ),
         )
 
+    def _router_values(self) -> Iterator[RouterValues | None]:
+        for shape in self.identity.layers:
+            held = layer_values(self._model.network, self._model.contract, shape.layer)
+            yield RouterValues.of(shape.layer, held["bias"], held["expert_scale"])
+
     def tokens(self, text: str) -> list[int]:
         """Return the bytes of a text."""
         return list(text.encode())
@@ -162,6 +167,7 @@ class FakeEngine:
             command=command,
             seed=seed,
             settings=settings,
+            values=tuple(v for v in self._router_values() if v is not None),
         )
         prepared = self._reader.read(iter(examples), long=long, room=generate, keep_end=generate > 0)
         with (

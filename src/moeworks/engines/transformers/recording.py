@@ -26,12 +26,13 @@ from moeworks.examples import Example
 from moeworks.plan.compiled import compile_plan, widened
 from moeworks.plan.files import plan_hash
 from moeworks.plan.guards import check
-from moeworks.trace import RecordedRows, RequestInfo, Trace, TraceHeader, TraceWriter
+from moeworks.trace import RecordedRows, RequestInfo, RouterValues, Trace, TraceHeader, TraceWriter
 from moeworks.where import Rows
 
 if TYPE_CHECKING:
     from moeworks.engines.transformers.engine import TransformersEngine
     from moeworks.engines.transformers.tap import Tap
+    from moeworks.families.router import Router
     from moeworks.plan import Plan
 
 __all__ = ["record"]
@@ -77,6 +78,7 @@ def record(
         command=command,
         seed=seed,
         settings=settings,
+        values=tuple(values for router in engine.routers if (values := _values(router)) is not None),
     )
     half = all(parameter.dtype == torch.float16 for parameter in engine.model.parameters())
     with (
@@ -111,6 +113,12 @@ def record(
                         rows += _of_requests(found, {batch[place].number for place in places}, header.model)
                 bar.advance(len(batch), rated=_write(writer, batch, rows, keep_text))
     return Trace.open(path)
+
+
+def _values(router: Router) -> RouterValues | None:
+    """Return what a router holds beside its contract, None where that is nothing."""
+    held = (router.arrays.bias, router.arrays.expert_scale)
+    return RouterValues.of(router.layer, *(None if t is None else t.detach().double().cpu().numpy() for t in held))
 
 
 @contextmanager
