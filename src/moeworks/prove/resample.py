@@ -61,10 +61,20 @@ class Resamples:
         """Return the mean of (n,) values over items, with its interval."""
         return self._interval(float(values.mean()), self._means(values[:, None])[:, 0])
 
+    def ratio(self, values: Array, weights: Array) -> Interval:
+        """Return the sum of (n,) values over the sum of (n,) weights, a mean a token say, with its interval."""
+        drawn = self._drawn @ np.stack([self._sums(values), self._sums(weights)], axis=1)  # (samples, 2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._interval(float(values.sum() / weights.sum()), drawn[:, 0] / drawn[:, 1])
+
     def excess(self, values: Array, controls: Array) -> Interval:
         """Return the mean of (n,) values minus the mean of (controls, n) others, with its interval."""
         difference = self._means(values[:, None])[:, 0] - (self._means(controls.T) * self._controls).sum(1)
         return self._interval(float(values.mean() - controls.mean()), difference)
+
+    def _sums(self, values: Array) -> Array:
+        """Return the sum of (n,) values of each document, (documents,)."""
+        return np.asarray(np.bincount(self._documents, values, minlength=self._count))
 
     def _means(self, values: Array) -> Array:
         """Return the means over items of (n, m) values in each sample, (samples, m)."""
