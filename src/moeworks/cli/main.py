@@ -13,6 +13,7 @@ import typer
 from moeworks import __version__
 from moeworks.cli import (
     bench,
+    compare,
     decode,
     doctor,
     edit,
@@ -25,6 +26,7 @@ from moeworks.cli import (
     probes,
     record,
     schema,
+    stability,
     steer,
     study,
     trace,
@@ -56,6 +58,8 @@ for panel, name, function in (
     (THE_LOOP, "patch", patch.command),
     (THE_LOOP, "generate", generate.command),
     (THE_LOOP, "study", study.command),
+    (THE_LOOP, "compare", compare.command),
+    (THE_LOOP, "stability", stability.command),
     (FILES, "schema", schema.command),
     (FILES, "doctor", doctor.command),
 ):

@@ -2,5 +2,7 @@
 
 from moeworks.compare.compare import Comparison, compare
 from moeworks.compare.rows import Matched, match_rows
+from moeworks.compare.stability import stability
+from moeworks.compare.words import in_words
 
-__all__ = ["Comparison", "Matched", "compare", "match_rows"]
+__all__ = ["Comparison", "Matched", "compare", "in_words", "match_rows", "stability"]
