@@ -19,6 +19,7 @@ from moeworks.edit.algebra.neurons import (
     reorder,
     rescale,
     take_neurons,
+    unit_rows,
     with_experts,
 )
 from moeworks.edit.algebra.router_rows import add_fractions, fitted_rows, group_logits
@@ -59,6 +60,7 @@ __all__ = [
     "solve_down",
     "spherical_kmeans",
     "take_neurons",
+    "unit_rows",
     "weight_cosines",
     "with_experts",
 ]
