@@ -79,6 +79,7 @@ class EditPlan(_Frozen):
     protected: tuple[ExpertAddress, ...] = Field((), description="experts that had to stay")
     layers: tuple[LayerCut, ...] = Field(min_length=1)
     statistics: str = Field("", description="hash of the statistics it was made from")
+    weakens_safety: bool = Field(False, description="the edit is meant to weaken a safety behaviour")
     description: str = ""
     evidence: dict[str, Any] | None = Field(None, description="what preview or verify measured")
     header: Header
