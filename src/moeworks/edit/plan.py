@@ -70,7 +70,8 @@ class EditPlan(_Frozen):
     method: str = Field(description="score or grouping that made it, by its registered name")
     options: dict[str, Any] = Field(default_factory=dict, description="of the method")
     budget: str = Field("uniform", description="how experts were shared out over layers, by its registered name")
-    keep: float = Field(gt=0, le=1, description="share of the experts that was to stay")
+    budget_options: dict[str, Any] = Field(default_factory=dict, description="of the budget, and rules asked for")
+    keep: float = Field(gt=0, le=1, description="share of the experts, or of their neurons, that was to stay")
     transform: str = Field("cut", description="how the new layer is made, by its registered name")
     transform_options: dict[str, Any] = Field(default_factory=dict)
     extra_layers: Literal["same", "drop"] = Field(

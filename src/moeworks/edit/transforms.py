@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from moeworks.edit.layer import LayerWeights
 from moeworks.edit.plan import LayerCut
 from moeworks.edit.statistics import LayerStatistics
-from moeworks.errors import BadPlan
+from moeworks.errors import BadData, BadPlan
 from moeworks.registry import Registry
 
-__all__ = ["TRANSFORMS", "Transform", "cut", "needs_statistics", "transforms_with_statistics"]
+__all__ = ["TRANSFORMS", "Transform", "cut", "needs_statistics", "transforms_with_statistics", "zero_neurons"]
 
 # (layer, its cut, its statistics or None, **options) → the new layer; a pure function, deterministic.
 Transform = Callable[..., LayerWeights]
@@ -45,3 +48,36 @@ def cut(
         raise BadPlan(f"layer {plan.layer} has groups; name the transform that merges them.")
     kept = weights.select(plan.keep)
     return kept if plan.neurons is None else kept.select_neurons(plan.neurons)
+
+
+@TRANSFORMS.register("zero_neurons")
+def zero_neurons(
+    weights: LayerWeights, plan: LayerCut, statistics: LayerStatistics | None = None, **options: Any
+) -> LayerWeights:
+    """Drop the experts that are not kept, and set the neurons that are not kept to 0; the width stays.
+
+    For unequal widths, which stock checkpoints cannot express: the function is that of the narrower experts, and
+    nothing gets smaller (as in the released script of CAMERA-P, arXiv 2508.02322).
+
+    Raises:
+        BadPlan: the cut has groups.
+        BadData: the lists do not fit the layer.
+    """
+    if options:
+        raise BadPlan(f"the transform 'zero_neurons' has no options, not '{next(iter(options))}'.")
+    if plan.groups is not None and any(len(group) > 1 for group in plan.groups):
+        raise BadPlan(f"layer {plan.layer} has groups; name the transform that merges them.")
+    kept = weights.select(plan.keep)
+    if plan.neurons is None:
+        return kept
+    if any(neuron < 0 or neuron >= kept.neurons for chosen in plan.neurons for neuron in chosen):
+        raise BadData(f"layer {plan.layer} has neurons 0 to {kept.neurons - 1} in each expert.")
+    alive = torch.zeros(kept.experts, kept.neurons, dtype=torch.bool, device=kept.up.device)  # (E, I)
+    for expert, chosen in enumerate(plan.neurons):
+        alive[expert, list(chosen)] = True
+    cut: dict[str, Any] = {}
+    for name in ("gate", "up", "gate_bias", "up_bias"):
+        tensor = getattr(kept, name)
+        if tensor is not None:
+            cut[name] = torch.where(alive[..., None] if tensor.ndim == 3 else alive, tensor, 0)
+    return replace(kept, **cut, down=torch.where(alive[:, None], kept.down, 0))

@@ -29,7 +29,7 @@ class Constraints:
         expert_parallel: devices that share a layer's experts; each count is a multiple of it.
         equal_groups: groups of a group-limited router keep equally many, without which it goes silently wrong.
         uneven: whether layers may keep different numbers, which stock checkpoints cannot express.
-        whole: layers with routers that are left as they are (hash-routed ones).
+        whole: layers with routers that are left as they are: hash-routed ones, and those that nobody asked to cut.
     """
 
     shapes: tuple[LayerShape, ...]
@@ -89,7 +89,7 @@ class Constraints:
     def problems(self, counts: Sequence[int]) -> list[str]:
         """Return every rule that counts break, one sentence each."""
         found = []
-        for shape in (*self.shapes, *self.whole):
+        for shape in self.shapes:
             if shape.contract is None:
                 found.append(
                     f"Layer {shape.layer}: its router's rule is not known ({shape.opaque or 'no reason given'}), "
@@ -103,10 +103,8 @@ class Constraints:
             found += [f"Layer {shape.layer} {problem}" for problem in self._layer_problems(place, shape, count)]
         sizes = {*counts, *(shape.experts for shape in self.whole)}
         if len(sizes) > 1 and not self.uneven:
-            hashed = ", ".join(str(shape.layer) for shape in self.whole)
-            why = (
-                f"layers {hashed} are hash-routed and stay whole" if self.whole else "layers would keep unequal numbers"
-            )
+            left = ", ".join(str(shape.layer) for shape in self.whole)
+            why = f"layers {left} would stay whole" if left else "layers would keep unequal numbers"
             found.append(
                 f"{why.capitalize()} ({', '.join(map(str, sorted(sizes)))} experts), and stock checkpoints have one "
                 "number for all; use the budget uniform, or ask for it by name with uneven (--uneven)."

@@ -58,9 +58,9 @@ def heapr(statistics: Sequence[LayerStatistics], *, label: str | None = None) ->
     """Second-order estimate of what the loss gains or loses without the neuron; compared over all layers.
 
     Source: HEAPr, arXiv 2509.22299 (ICLR 2026) [secondary], whose score is E[o_j' G_e o_j] with G_e the mean outer
-    product of loss gradients at the expert's output. Here the gradient of the same token is used, sum of (o_j . dL/dy)^2, which
-    needs no matrix of d × d; summed over tokens and not divided by the expert's own, so that neurons that hardly ever
-    run cost little.
+    product of loss gradients at the expert's output. Here the gradient of the same token is used, sum of (o_j .
+    dL/dy)^2, which needs no matrix of d × d; summed over tokens and not divided by the expert's own, so that neurons
+    that hardly ever run cost little.
     """
     return [layer.get("neuron_loss", label).astype(np.float64) for layer in statistics]
 
