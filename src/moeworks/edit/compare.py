@@ -27,7 +27,7 @@ from moeworks.prove.resample import Resamples, document_numbers
 if TYPE_CHECKING:
     from moeworks.engines.base import Engine
 
-__all__ = ["LABELS", "compare", "compare_several", "measure_speed"]
+__all__ = ["LABELS", "compare", "compare_requests", "compare_several", "measure_speed"]
 
 LABELS = ("lang", "domain")
 ROUNDS = 5  # of the speed measurement
@@ -114,9 +114,32 @@ def compare_several(
     Args and errors are those of `compare`.
     """
     one, others = side_of(before), [side_of(after) for after in afters]
-    requests = _read(one, others, texts)
-    with Progress("comparing", "texts", total=len(requests) * len(others), show=progress) as bar:
-        return _compared(one, others, requests, labels, batch_size, bootstrap, seed, bar)
+    return compare_requests(
+        one,
+        others,
+        _read(one, others, texts),
+        labels=labels,
+        batch_size=batch_size,
+        bootstrap=bootstrap,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def compare_requests(
+    before: Side,
+    afters: Sequence[Side],
+    requests: Sequence[Prepared],
+    *,
+    labels: Sequence[str] = LABELS,
+    batch_size: int = 8,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Comparison]:
+    """Compare on texts that were read already; see `compare_several`."""
+    with Progress("comparing", "texts", total=len(requests) * len(afters), show=progress) as bar:
+        return _compared(before, afters, requests, labels, batch_size, bootstrap, seed, bar)
 
 
 def _read(one: Side, others: Sequence[Side], texts: Iterable[Example]) -> list[Prepared]:
