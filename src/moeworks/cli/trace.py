@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from moeworks.cli.options import Json, TraceFolder
+from moeworks.cli.options import Dtype, Json, TraceFolder, open_engine
 
-app = typer.Typer(name="trace", help="Look at traces, check, cut, join and export them.", no_args_is_help=True)
+app = typer.Typer(name="trace", help="Look at traces, check, cut, join, import and export them.", no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write; must not exist.", show_default=False)]
 
@@ -50,6 +50,51 @@ def _words(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL of answers, CSV or Parquet.", show_default=False)
+    ],
+    output: Output,
+    like: Annotated[
+        str,
+        typer.Option(
+            "--like", metavar="MODEL|TRACE", help="The model, or a trace of it: its layers.", show_default=False
+        ),
+    ],
+    format_: Annotated[
+        Literal["vllm", "sglang", "table"], typer.Option("--format", help="What wrote the file.", show_default=False)
+    ],
+    version: Annotated[str, typer.Option("--engine-version", help="Of the engine, for the header.")] = "",
+    dtype: Dtype = "",
+    json: Json = False,
+) -> None:
+    """Make a trace of what another engine wrote down of its routing: answers with routed experts, or a table.
+
+    Answers of vLLM and SGLang hold experts and no weights; what needs weights says so.
+    """
+    from moeworks.artefact import EngineIdentity
+    from moeworks.cli.output import print_json
+    from moeworks.trace import Trace
+    from moeworks.trace.importers import import_answers, import_table
+
+    header = Path(like, "trace.json")
+    model = Trace.open(like).header.model if header.is_file() else open_engine(like, "", device="", dtype="").identity
+    assert model is not None
+    if format_ == "table":
+        trace = import_table(
+            source, output, model=model, engine=EngineIdentity(name="table", version=version, dtype=dtype)
+        )
+    else:
+        trace = import_answers(source, output, model=model, format=format_, version=version, dtype=dtype)
+    if json:
+        print_json(trace.info())
+        return
+    print(f"{output}: {len(trace)} tokens of {trace.requests.num_rows} texts, {len(trace.layers)} layers.")
+    if trace.header.lacks:
+        print(f"Its source lacks {' and '.join(trace.header.lacks)}; those columns hold NaN.")
 
 
 @app.command("verify")

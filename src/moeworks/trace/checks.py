@@ -50,13 +50,19 @@ def check_requests(rows: Rows, due: Mapping[int, RequestInfo]) -> Blocks:
         info = due.get(number)
         if info is None:
             raise BadTrace(f"rows of request {number} were not expected: never announced, or written before.")
-        if rows_here != info.tokens:
+        if rows_here != info.tokens - info.first_position:
             raise BadTrace(
-                f"request {number} has {rows_here} rows, but {info.tokens} of its tokens went through the model."
+                f"request {number} has {rows_here} rows, but {info.tokens - info.first_position} of its tokens went "
+                "through the model."
             )
-    place = np.arange(count) - np.repeat(blocks.start, blocks.length)  # (n,)
+    begin = np.array([due[number].first_position for number in numbers], np.int64)  # (b,)
+    place = np.arange(count) - np.repeat(blocks.start - begin, blocks.length)  # (n,)
     prompt = np.repeat([due[number].prompt_tokens for number in numbers], blocks.length)  # (n,)
-    _refuse(rows, np.asarray(rows.position) != place, "is out of order: positions count from 0 without gaps")
+    _refuse(
+        rows,
+        np.asarray(rows.position) != place,
+        "is out of order: positions count on from the request's first without gaps",
+    )
     _refuse(rows, np.asarray(rows.token) < 0, "has a negative token id; padding must not be recorded")
     _refuse(rows, ~np.isin(rows.phase, range(len(PHASES))), "has an unknown phase")
     _refuse(rows, (np.asarray(rows.phase) == 0) != (place < prompt), "has a phase that contradicts prompt_tokens")
@@ -81,6 +87,10 @@ def check_decisions(recorded: RecordedRows, header: TraceHeader) -> None:
         values = np.asarray(getattr(recorded, kind)[column.layer])
         if values.shape != (len(recorded.rows), column.width):
             raise BadTrace(f"{column.name} has shape {values.shape}, expected {(len(recorded.rows), column.width)}.")
+        if kind == "weights" and "weights" in header.lacks:
+            if not np.isnan(values).all():
+                raise BadTrace(f"the header says that weights are lacking, but {column.name} holds some.")
+            continue
         check_values(values, column, header.shape_of(column.layer).experts, recorded.rows)
 
 

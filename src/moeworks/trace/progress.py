@@ -33,6 +33,7 @@ class Chunk(BaseModel):
     requests: FileRecord
     tokens: int
     truncated_tokens: int
+    left_out: int = 0  # of the tokens, those before the first row of their request
 
 
 class Progress(BaseModel):

@@ -53,6 +53,7 @@ class RequestInfo:
     spans: Sequence[TokenSpan] = ()
     text_hash: str = ""
     truncated_tokens: int = 0  # tokens of the text that the context had no room for
+    first_position: int = 0  # tokens at its start of which the source has no rows
     text: str | None = None  # only where the user asked to keep texts
 
     def __post_init__(self) -> None:
@@ -61,6 +62,8 @@ class RequestInfo:
                 f"request {self.request} has {self.tokens} tokens, {self.prompt_tokens} of them prompt and "
                 f"{self.truncated_tokens} cut off; that cannot be."
             )
+        if not 0 <= self.first_position < self.tokens:
+            raise BadTrace(f"request {self.request} has no row: its first is {self.first_position} of {self.tokens}.")
         for name, start, stop in self.spans:
             if not 0 <= start < stop <= self.tokens:
                 raise BadTrace(

@@ -121,6 +121,11 @@ class TraceWriter:
         return pa.concat_tables([CHUNK_SCHEMA.empty_table(), *tables])
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Global numbers of the layers that rows are due for."""
+        return self._header.layers
+
+    @property
     def done(self) -> Array:
         """Numbers of the requests that a resumed trace already holds, ascending."""
         return np.asarray(self._done)
@@ -150,7 +155,8 @@ class TraceWriter:
         self._due[info.request] = info
 
     def write(self, recorded: RecordedRows) -> None:
-        """Take the rows of one or more announced requests; each request whole, its positions ascending from 0.
+        """Take the rows of one or more announced requests; each request whole, its positions ascending from its
+        first.
 
         Arrays may be views and of wider integer types; they are copied. Full parts go to disk.
 
@@ -215,6 +221,7 @@ class TraceWriter:
                 requests=requests,
                 tokens=sum(info.tokens for info in infos),
                 truncated_tokens=sum(info.truncated_tokens for info in infos),
+                left_out=sum(info.first_position for info in infos),
             )
             progress = self._progress.model_copy(update={"chunks": (*self._progress.chunks, chunk)})
             save_progress(self.path, progress)
@@ -251,10 +258,13 @@ class TraceWriter:
         if not tokens:
             self._discard()
             raise BadTrace("no text was recorded: the data set is empty.")
-        if rows != tokens and self._header.sample is None:
-            raise BadTrace(f"{rows} rows were written but {tokens} tokens processed; the trace stays unfinished.")
+        left_out = sum(chunk.left_out for chunk in chunks)
+        due = tokens - left_out
+        if rows != due and self._header.sample is None:
+            raise BadTrace(f"{rows} rows were written but {due} tokens processed; the trace stays unfinished.")
         truncated = sum(chunk.truncated_tokens for chunk in chunks)
-        dropped = {"sampled": tokens - rows} if self._header.sample is not None else {}
+        dropped = {"sampled": due - rows} if self._header.sample is not None else {}
+        dropped |= {"sliced": left_out} if left_out else {}
         dropped |= {"truncated_tokens": truncated} if truncated else {}
         update = {"parts": tuple(chunk.part for chunk in chunks), "rows": rows, "tokens": tokens, "dropped": dropped}
         with self._explained():
