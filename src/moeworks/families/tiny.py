@@ -23,6 +23,7 @@ __all__ = ["TINY_VOCABULARY", "families", "model_class", "tiny_config", "tiny_mo
 
 TINY_VOCABULARY = 128
 
+_COUNT = re.compile(r"num_experts|num_local_experts|n_routed_experts|moe_num_experts")
 _DECLARATION = re.compile(r'"router_logits":\s*(OutputRecorder|\[|[A-Z])')
 
 # Field name → size; the first rule that matches the whole name holds. Only fields with a number or None are touched.
@@ -144,13 +145,21 @@ def _rank(name: str, kind: Any, module: Any) -> int | None:
 def _has_experts(config_class: Any) -> bool:
     inner = [kind for key, kind in config_class.sub_configs.items() if key == "ffn_config"]
     names = {field.name for kind in (config_class, *inner) for field in dataclasses.fields(kind)}
-    return any(re.fullmatch(r"num_experts|num_local_experts|n_routed_experts|moe_num_experts", name) for name in names)
+    return any(_COUNT.fullmatch(name) for name in names)
 
 
-def tiny_config(family: str) -> Any:
-    """Return the family's configuration with every size shrunk."""
+def tiny_config(family: str, *, experts: int | None = None) -> Any:
+    """Return the family's configuration with every size shrunk; with `experts` it has so many, not 8."""
     kind: Any = model_class(family).config_class
-    return kind(**_shrunk(kind) | _SPECIAL.get(family, {}))
+    sizes = _shrunk(kind) | _SPECIAL.get(family, {})
+    return kind(**sizes if experts is None else _with_experts(sizes, experts))
+
+
+def _with_experts(sizes: dict[str, Any], experts: int) -> dict[str, Any]:
+    return {
+        name: _with_experts(size, experts) if isinstance(size, dict) else experts if _COUNT.fullmatch(name) else size
+        for name, size in sizes.items()
+    }
 
 
 def _shrunk(kind: Any) -> dict[str, Any]:
@@ -184,11 +193,13 @@ _EVEN_IF_NONE = {
 }
 
 
-def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(
+    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, experts: int | None = None
+) -> Any:
     """Return a random model of the family, in evaluation mode, whose routing is not flat and whose biases are not 0."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = model_class(family)._from_config(tiny_config(family), attn_implementation="eager")
+        model = model_class(family)._from_config(tiny_config(family, experts=experts), attn_implementation="eager")
         _spread(model)
     _cast(model, dtype)
     return model.eval()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moeworks.errors import BadData, Unsupported
 
-__all__ = ["INDEX", "Reader", "Stored", "WeightFiles", "read_files"]
+__all__ = ["INDEX", "Reader", "Stored", "WeightFiles", "read_files", "read_header"]
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -37,7 +37,7 @@ class WeightFiles:
     folder: Path
     tensors: Mapping[str, Stored]
     sharded: bool
-    fingerprint: str  # of names, shapes, places and sizes of the files, not of values
+    fingerprint: str  # of headers, sizes and times of change of the files; values are not read
     metadata: Mapping[str, str]
 
     @property
@@ -106,8 +106,9 @@ def read_files(folder: Path) -> WeightFiles:
     digest = hashlib.blake2b(digest_size=16)
     metadata: dict[str, str] = {}
     for name in names:
-        header, size = _header(folder / name)
-        digest.update(f"{name}:{size}:{json.dumps(header, sort_keys=True)}\n".encode())
+        header, size = read_header(folder / name)
+        changed = (folder / name).stat().st_mtime_ns
+        digest.update(f"{name}:{size}:{changed}:{json.dumps(header, sort_keys=True)}\n".encode())
         metadata = header.pop("__metadata__", {}) or metadata
         for tensor, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if tensor in tensors:
@@ -120,7 +121,7 @@ def read_files(folder: Path) -> WeightFiles:
     return WeightFiles(folder, tensors, listed is not None, digest.hexdigest(), metadata)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a safetensors file and the file's size, once it is sure that all bytes are there."""
     size = path.stat().st_size
     try:

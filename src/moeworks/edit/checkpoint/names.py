@@ -124,6 +124,8 @@ def match(rest: str) -> Match | None:
         groups = found.groupdict()
         if role not in ("whole", "numbered") and _ATTENTION.search(rest):
             return None  # experts of attention, which share their number with the others
-        return Match(role, found["block"], int(groups["expert"]) if groups.get("expert") else -1, groups.get("part") or "")
+        return Match(
+            role, found["block"], int(groups["expert"]) if groups.get("expert") else -1, groups.get("part") or ""
+        )
     named = re.search(r"expert|router", rest)
     return Match("whole", "") if named is None and _ELSEWHERE.search(rest) else None
