@@ -13,7 +13,8 @@ from moeworks.edit.compare import LABELS, compare_several
 from moeworks.edit.comparison import ALL, Comparison
 from moeworks.edit.plan import EditPlan
 from moeworks.edit.preview import CONTROLS, check_model
-from moeworks.edit.recut import random_cut, recut
+from moeworks.edit.recut import random_cut
+from moeworks.edit.replan import constraints_of, recut
 from moeworks.edit.sides import side_of, under
 from moeworks.errors import BadData
 from moeworks.examples import Example
@@ -155,9 +156,11 @@ def dose(
     plain = side_of(engine)
     check_model(plan, plain)
     plans: dict[tuple[int, ...], EditPlan] = {}
-    for keep in sorted(keeps, reverse=True):
-        made = recut(plan, keep)
-        plans.setdefault(made.counts, made)  # at the floor of k two shares may leave the same
+    floors = zip(constraints_of(plan).floors(), plan.layers, strict=True)
+    least = max(floor / cut.experts for floor, cut in floors)  # what a router needs to find all that it chooses
+    for keep in sorted({max(keep, least) for keep in keeps}, reverse=True):
+        made = recut(plan, keep=keep)
+        plans.setdefault(made.counts, made)  # two shares may leave the same
     whole = tuple(cut.experts for cut in plan.layers)
     cuts = [made for counts, made in plans.items() if counts != whole]
     if not cuts:

@@ -72,7 +72,7 @@ def under(engine: Engine, plan: Plan | EditPlan, statistics: Statistics | None =
     if not isinstance(plan, EditPlan):
         return Side(engine, name or "the plan", lambda: engine.steered(plan))
     if plan.pure_cut:
-        from moeworks.edit.files import as_mask
+        from moeworks.edit.replan import as_mask
 
         mask = as_mask(plan)
         return Side(engine, name or plan.method, lambda: engine.steered(mask))
