@@ -1,0 +1,170 @@
+"""Neighbouring tokens of a text, for statistics of their order: which rows, where stretches begin, whose they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeworks.errors import BadData, did_you_mean
+from moeworks.stats.documents import Documents, selected_documents
+from moeworks.stats.sets import check_ids
+from moeworks.where import Where
+
+if TYPE_CHECKING:
+    from moeworks.trace import Trace
+
+__all__ = ["BLOCKS", "SAMPLE", "Stretches", "blocks_of_documents", "sample_documents", "stretches_of"]
+
+Array = NDArray[Any]
+BLOCKS = 64  # groups of documents that are resampled together where sums for every document would not fit
+SAMPLE = 1 << 20  # tokens; more of them narrow intervals that are narrow already
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Selected tokens of whole documents: n tokens in s stretches of neighbouring positions of one text.
+
+    Attributes:
+        trace: where they are.
+        rows: for each part the rows that count, in order.
+        start, stop: (s,) first token of each stretch and one past the last, counted over the rows of all parts.
+        block: (s,) group of documents that each belongs to, below `blocks`.
+        value: (s,) index into `values`.
+        values: values of the label that are told apart; one empty name without a label.
+        blocks, documents: how many.
+    """
+
+    trace: Trace
+    rows: tuple[Array, ...]
+    start: Array
+    stop: Array
+    block: Array
+    value: Array
+    values: tuple[str, ...]
+    blocks: int
+    documents: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
+        return int(sum(map(len, self.rows)))
+
+    @property
+    def entry(self) -> Array:
+        """Index of value and block together, (s,): value × blocks + block."""
+        return np.asarray(self.value * self.blocks + self.block)
+
+    @property
+    def entry_of_token(self) -> Array:
+        """Index of value and block of each token, (n,)."""
+        return np.repeat(self.entry, self.stop - self.start)
+
+    def slots(self, layer: int) -> Array:
+        """Return the experts that ran, (n, k) int16; -1 in slots that did not run.
+
+        Raises:
+            BadTrace: an id is not below the number of experts.
+        """
+        shape = self.trace.header.shape_of(layer)
+        found = np.empty((self.tokens, shape.top_k), np.int16)
+        done = 0
+        for part, rows in zip(self.trace.parts, self.rows, strict=True):
+            if not len(rows):
+                continue
+            whole = len(rows) == len(part)
+            ids, weights = part.ids(layer), part.weights(layer)
+            ids, weights = (ids, weights) if whole else (ids[rows], weights[rows])
+            check_ids(ids, shape.experts)
+            here = found[done : done + len(rows)]
+            here[:] = ids
+            if np.count_nonzero(weights) < weights.size:
+                here[weights == 0] = -1
+            done += len(rows)
+        return found
+
+
+def sample_documents(documents: Documents, tokens: int, *, seed: int) -> Array:
+    """Return which documents to look at, (d,) booleans: drawn at random until they have `tokens`; 0 takes all."""
+    if tokens < 0:
+        raise BadData(f"sample={tokens} is no number of tokens; 0 takes all of them.")
+    if not tokens or tokens >= documents.tokens.sum():
+        return np.ones(len(documents), bool)
+    order = np.random.default_rng([seed, 21]).permutation(len(documents))
+    before = np.cumsum(documents.tokens[order]) - documents.tokens[order]
+    taken = np.zeros(len(documents), bool)
+    taken[order[before < tokens]] = True
+    return taken
+
+
+def blocks_of_documents(taken: Array, *, seed: int, most: int = BLOCKS) -> tuple[Array, int]:
+    """Return the block of each document, (d,) and -1 where it is not taken, and how many blocks there are.
+
+    Blocks are random groups of documents of equal number, so that resampling them is resampling documents.
+    """
+    chosen = np.flatnonzero(taken)
+    count = min(most, len(chosen))
+    block = np.full(len(taken), -1)
+    block[np.random.default_rng([seed, 22]).permutation(chosen)] = np.arange(len(chosen)) % count
+    return block, count
+
+
+def stretches_of(
+    trace: Trace,
+    where: Where,
+    *,
+    label: str | None = None,
+    sample: int = SAMPLE,
+    most_blocks: int = BLOCKS,
+    seed: int = 0,
+) -> Stretches:
+    """Return the stretches of selected tokens; with a label, texts without it are left out.
+
+    Raises:
+        BadData: nothing is selected, or the label is unknown.
+    """
+    documents, requests = selected_documents(trace, where), trace.request_table()
+    if label is not None and label not in requests.labels:
+        raise BadData(f"no request has a label '{label}'; {did_you_mean(label, requests.labels)}")
+    names = np.full(len(requests), "") if label is None else np.asarray(requests.labels[label])
+    counted = (documents.of_text > 0) & ((names != "") | (label is None))
+    if not counted.any():
+        raise BadData(f"no selected token has a value of the label '{label}'.")
+    labelled = np.zeros(len(documents), bool)
+    labelled[documents.of_request[counted]] = True
+    if not labelled.all():  # documents without the label are not drawn
+        documents = Documents(documents.of_request, np.where(labelled, documents.tokens, 0), documents.of_text)
+    taken = sample_documents(documents, sample, seed=seed) & labelled
+    block_of, blocks = blocks_of_documents(taken, seed=seed, most=most_blocks)
+    counted &= taken[documents.of_request]
+    values, value_of = np.unique(names[counted], return_inverse=True)
+    value = np.zeros(len(requests), np.int64)
+    value[counted] = value_of
+    rows_of, starts, stops, owners, done = [], [], [], [], 0
+    for part in trace.parts:
+        rows = part.rows()
+        kept = np.flatnonzero(where.mask(rows, requests) & counted[rows.request])
+        rows_of.append(kept)
+        if not len(kept):
+            continue
+        request, position = rows.request[kept], rows.position[kept].astype(np.int64)
+        new = np.concatenate([[True], (np.diff(request) != 0) | (np.diff(position) != 1)])
+        first = np.flatnonzero(new)
+        starts.append(done + first)
+        stops.append(done + np.append(first[1:], len(kept)))
+        owners.append(request[first])
+        done += len(kept)
+    request = np.concatenate(owners)
+    return Stretches(
+        trace=trace,
+        rows=tuple(rows_of),
+        start=np.concatenate(starts),
+        stop=np.concatenate(stops),
+        block=block_of[documents.of_request[request]],
+        value=value[request],
+        values=tuple(map(str, values)),
+        blocks=blocks,
+        documents=int(taken.sum()),
+    )
