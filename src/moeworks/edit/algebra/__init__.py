@@ -1,7 +1,7 @@
 """Algebra on experts as bags of neurons, and on router rows; every merging method is made of these."""
 
 from moeworks.edit.algebra.alignment import activation_cost, align, assign, neuron_cost, reduced_cost
-from moeworks.edit.algebra.clustering import agglomerate, cosine_kmeans, nearest, spherical_kmeans
+from moeworks.edit.algebra.clustering import agglomerate, cosine_kmeans, nearest, repeats_last, spherical_kmeans
 from moeworks.edit.algebra.decompose import JointBasis, LowRankSparse, joint_svd, low_rank_and_sparse, rank_of_share
 from moeworks.edit.algebra.least_squares import solve_down
 from moeworks.edit.algebra.neurons import (
@@ -56,6 +56,7 @@ __all__ = [
     "rank_of_share",
     "reduced_cost",
     "reorder",
+    "repeats_last",
     "rescale",
     "solve_down",
     "spherical_kmeans",

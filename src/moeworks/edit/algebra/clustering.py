@@ -16,7 +16,7 @@ from torch import Tensor
 from moeworks.edit.algebra.neurons import unit_rows
 from moeworks.errors import BadData
 
-__all__ = ["Linkage", "agglomerate", "cosine_kmeans", "nearest", "spherical_kmeans"]
+__all__ = ["Linkage", "agglomerate", "cosine_kmeans", "nearest", "repeats_last", "spherical_kmeans"]
 
 Array = NDArray[Any]
 Linkage = Literal["average", "complete", "single", "ward"]
@@ -73,6 +73,25 @@ def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
         best.append(value)
         index.append((similarity == value[:, None]).to(torch.uint8).argmax(1))  # max() may return any of equal ones
     return torch.cat(best), torch.cat(index)
+
+
+def repeats_last(points: Tensor, order: Tensor, *, tolerance: float = 1e-5) -> Tensor:
+    """Return the order with points that point the same way as an earlier one moved to its end, (N,).
+
+    Args:
+        points: (N, F).
+        order: (N,) numbers of the points, the first the most wanted.
+        tolerance: one minus the cosine from which two are told apart.
+    """
+    unit, rows = unit_rows(points[order]), max(1, CHUNK // max(1, len(points)))
+    repeated = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for start in range(0, len(points), rows):
+        stop = min(start + rows, len(points))
+        earlier = (
+            torch.arange(stop, device=points.device)[None] < torch.arange(start, stop, device=points.device)[:, None]
+        )
+        repeated[start:stop] = ((unit[start:stop] @ unit[:stop].T > 1 - tolerance) & earlier).any(1)
+    return torch.cat([order[~repeated], order[repeated]])
 
 
 def spherical_kmeans(

@@ -16,6 +16,7 @@ from moeworks.edit.algebra import (
     join,
     nearest,
     neuron_features,
+    repeats_last,
     spherical_kmeans,
     take_neurons,
     with_experts,
@@ -69,8 +70,9 @@ def dern_recombine(
     A neuron goes to the owner of the most similar neuron of all kept experts if the cosine is at least `alpha`, else it
     is lost. The kept expert's router row gets that fraction of the dropped expert's row added; its router bias,
     selection bias, scale and bias of `down` stay its own. Then spherical k-means over own and received neurons,
-    weighted by the gate mass of the experts they come from, from the neurons with the largest gate response. An expert
-    that receives nothing stays to the bit, so `alpha` above 1 is a plain cut.
+    weighted by the gate mass of the experts they come from, from the neurons with the largest gate response (of those
+    that point the same way, the first; the source does not say). An expert that receives nothing stays to the bit, so
+    `alpha` above 1 is a plain cut.
 
     Args:
         weights, plan, statistics: the layer, what it keeps, its statistics: `gate`, `neuron_gate_peak`.
@@ -128,7 +130,7 @@ def _recombine(sources: list[tuple[int, Expert, Tensor]], mass: Tensor, peak: Te
     points = neuron_features(join([bag for _, bag, _ in sources]))  # (N, F)
     weight = torch.cat([mass[expert].repeat(bag.neurons) for expert, bag, _ in sources])
     response = torch.cat([peak[expert][numbers.cpu()] for expert, _, numbers in sources])
-    chosen = response.argsort(descending=True, stable=True)[: first.neurons].sort().values
-    start = points[chosen.to(points.device)]
+    ranked = repeats_last(points, response.argsort(descending=True, stable=True).to(points.device))
+    start = points[ranked[: first.neurons].sort().values]
     _, centres = spherical_kmeans(points, weight.to(points), start, iterations=iterations)
     return from_features(centres, first)
