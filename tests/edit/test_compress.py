@@ -16,12 +16,14 @@ from moeworks.edit.compress import (
     compressed_experts,
     dense,
     measure,
+    mobe,
     module_of,
     mole,
     ranks,
     ternary,
 )
 from moeworks.edit.compress.experts import WholeExperts
+from moeworks.edit.compress.factors import check_options
 from moeworks.edit.compress.picture import save_ranks_picture
 from moeworks.edit.compress.ranks import effective_rank, energy_curve, rank_for, stable_rank
 from moeworks.edit.compress.ternary import pack, unpack
@@ -187,6 +189,8 @@ OPERATORS: list[tuple[str, dict[str, Any]]] = [
     ("base_delta", {"rank": 3, "base": "count"}),
     ("base_delta", {"rank": 1, "base": 2}),
     ("ternary", {}),
+    ("mobe", {"bases": 2, "steps": 20}),
+    ("mobe", {"bases": 3, "steps": 5, "rank": 4, "bend": "tanh"}),
     ("ternary", {"group_size": 2, "scale": "least_squares"}),
 ]
 
@@ -271,6 +275,22 @@ def test_ternary_takes_two_bits() -> None:
     assert measure(weights, ternary(weights)).bytes_after == 2 * E * N * 2 + E * H * 2 + 3 * E * 4
 
 
+def test_bases_find_experts_that_are_made_of_them() -> None:
+    """Experts planted as A_i tanh(B): the fit finds one basis that makes them all."""
+    draw = torch.Generator().manual_seed(3)
+    basis = torch.randn(2, H, generator=draw).tanh()
+    up = torch.randn(E, N, 2, generator=draw) @ basis
+    weights = replace(layer(), gate=None, up=up)
+    found = measure(weights, mobe(weights, bases=1, rank=2, bend="tanh", steps=800))
+    started = measure(weights, mobe(weights, bases=1, rank=2, bend="tanh", steps=1))
+    assert started.weight_error["up"] > 0.5
+    assert found.weight_error["up"] < 0.02
+    assert found.weight_error["down"] == 0
+    assert torch.equal(mobe(weights, bases=2, steps=3).tensors["up"], mobe(weights, bases=2, steps=3).tensors["up"])
+    sums = mobe(weights, bases=2, steps=3).tensors["up_shares"].sum(1)
+    assert sums.tolist() == pytest.approx([1] * E)
+
+
 def test_compressed_experts_by_hand() -> None:
     weights, rows = layer(), statistics(top_k=3).rows()
     module = module_of(compressed_experts(weights, main=1), silu_gate)
@@ -328,7 +348,9 @@ def test_transform_cuts_then_compresses_with_rows_renumbered() -> None:
 def test_bad_options_are_one_sentence() -> None:
     weights, cut = layer(), LayerCut(layer=3, experts=E, keep=(0, 1, 2, 3))
     with pytest.raises(BadPlan, match=r"no option 'ranks'.*needs the option 'rank'"):
-        TRANSFORMS.get("mole")(weights, cut, None, ranks=2)
+        check_options(mole, {"ranks": 2})
+    with pytest.raises(BadPlan, match="needs the option 'rank'"):
+        TRANSFORMS.get("mole")(weights, cut, None)
     with pytest.raises(BadPlan, match="full rank is 8"):
         mole(weights, rank=9)
     with pytest.raises(BadPlan, match="3 groups"):

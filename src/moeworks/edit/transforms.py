@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,7 +19,28 @@ __all__ = ["TRANSFORMS", "Transform", "cut", "needs_statistics", "transforms_wit
 
 # (layer, its cut, its statistics or None, **options) → the new layer; a pure function, deterministic.
 Transform = Callable[..., LayerWeights]
-TRANSFORMS: Registry[Transform] = Registry("transform", "moeworks.transforms")
+
+
+class _Transforms(Registry[Transform]):
+    """The registry, which looks into the rooms whose transforms are their own when it is first asked."""
+
+    def names(self) -> list[str]:
+        """Return all known names."""
+        _fill()
+        return super().names()
+
+    def get(self, name: str) -> Transform:
+        """Return the transform called `name`."""
+        _fill()
+        return super().get(name)
+
+
+def _fill() -> None:
+    for room in ("rescale", "merge", "compress"):
+        import_module(f"moeworks.edit.{room}")
+
+
+TRANSFORMS: Registry[Transform] = _Transforms("transform", "moeworks.transforms")
 
 
 def needs_statistics(function: Transform) -> Transform:

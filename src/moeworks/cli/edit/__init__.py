@@ -2,6 +2,8 @@
 
 import typer
 
+from moeworks.cli.edit import compress, ranks
+
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -9,3 +11,8 @@ app = typer.Typer(
     help="Cut, merge, recombine and compress experts: score, plan, preview, apply, verify.",
     no_args_is_help=True,
 )
+for name, function in (
+    ("ranks", ranks.command),
+    ("compress", compress.command),
+):
+    app.command(name)(function)

@@ -11,6 +11,7 @@ from moeworks.edit.compress.folder import load_compressed, load_factors, save_co
 from moeworks.edit.compress.install import install, install_all
 from moeworks.edit.compress.lora import save_lora
 from moeworks.edit.compress.measure import Measured, measure, output_error
+from moeworks.edit.compress.mobe import mobe
 from moeworks.edit.compress.mole import mole
 from moeworks.edit.compress.ranks import effective_rank, energy_curve, ranks, stable_rank
 from moeworks.edit.compress.ternary import ternary
@@ -30,6 +31,7 @@ __all__ = [
     "load_compressed",
     "load_factors",
     "measure",
+    "mobe",
     "module_of",
     "mole",
     "output_error",

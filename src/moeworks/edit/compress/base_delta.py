@@ -106,10 +106,15 @@ def base_delta(
 
 @TRANSFORMS.register("base_delta")
 def base_delta_transform(
-    weights: LayerWeights, plan: LayerCut, statistics: LayerStatistics | None = None, **options: Any
+    weights: LayerWeights,
+    plan: LayerCut,
+    statistics: LayerStatistics | None = None,
+    *,
+    rank: int | None = None,
+    base: Literal["mean", "count"] | int = "mean",
 ) -> LayerWeights:
-    """Replace each expert by base plus low-rank difference (`base_delta`), multiplied out."""
-    return transform(weights, plan, statistics, base_delta, options)
+    """Replace each expert by base plus low-rank difference (`base_delta`, same options), multiplied out."""
+    return transform(weights, plan, statistics, base_delta, {"rank": rank, "base": base})
 
 
 def _share(weights: LayerWeights, statistics: LayerStatistics | None, base: str | int) -> Tensor:

@@ -96,7 +96,11 @@ def check_rank(rank: int, most: int, what: str) -> None:
 
 
 def transform(
-    weights: LayerWeights, plan: LayerCut, statistics: LayerStatistics | None, function: Compression, options: Any
+    weights: LayerWeights,
+    plan: LayerCut,
+    statistics: LayerStatistics | None,
+    function: Compression,
+    options: Mapping[str, Any],
 ) -> LayerWeights:
     """Cut a layer as the plan says, factorise it, and multiply the factors out again: a layer of the old shape.
 
@@ -110,6 +114,8 @@ def transform(
     whole = cut(weights, plan)
     if statistics is not None and whole.experts < weights.experts:
         statistics = _kept_statistics(statistics, plan)
+    if options.get("rank", 0) is None:
+        options = {name: value for name, value in options.items() if name != "rank"}
     check_options(function, options)
     return dense(function(whole, statistics, **options), whole)
 

@@ -40,6 +40,7 @@ def save_compressed(
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
     evidence: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a loaded model some of whose layers have compressed experts (`install`), whole or not at all.
 
@@ -49,6 +50,7 @@ def save_compressed(
         tokenizer: written beside it.
         overwrite: replace a folder of this format.
         evidence: what was measured, kept in the format file.
+        settings: what transformers' own files cannot say of the model (`moeworks.json`).
 
     Raises:
         BadData: no layer has compressed experts, or the folder exists.
@@ -57,6 +59,7 @@ def save_compressed(
     from safetensors.torch import save_file
 
     from moeworks import __version__
+    from moeworks.engines.transformers.loading import SETTINGS
     from moeworks.train.save import check_output, whole_folder
 
     output = Path(folder)
@@ -70,6 +73,8 @@ def save_compressed(
             model.generation_config.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        if settings:
+            (temporary / SETTINGS).write_text(json.dumps(dict(settings)) + "\n", encoding="utf-8")
         ours = tuple(f"{name}." for name in places)
         tied = _tied(model)
         rest = {n: t for n, t in model.state_dict().items() if not n.startswith(ours) and n not in tied}

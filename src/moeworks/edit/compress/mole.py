@@ -158,10 +158,19 @@ def mole(
 
 @TRANSFORMS.register("mole")
 def mole_transform(
-    weights: LayerWeights, plan: LayerCut, statistics: LayerStatistics | None = None, **options: Any
+    weights: LayerWeights,
+    plan: LayerCut,
+    statistics: LayerStatistics | None = None,
+    *,
+    rank: int | None = None,
+    groups: int | Sequence[Sequence[int]] = 1,
+    expert_rank: int | None = None,
+    activations: bool = False,
+    damping: float = 0.01,
 ) -> LayerWeights:
-    """Replace each expert by what latent experts (`mole`) keep of it, multiplied out."""
-    return transform(weights, plan, statistics, mole, options)
+    """Replace each expert by what latent experts (`mole`, same options) keep of it, multiplied out."""
+    options = {"rank": rank, "groups": groups, "expert_rank": expert_rank, "damping": damping}
+    return transform(weights, plan, statistics, mole, {**options, "activations": activations})
 
 
 def _members(groups: int | Sequence[Sequence[int]], experts: int) -> list[list[int]]:

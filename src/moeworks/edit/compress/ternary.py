@@ -92,10 +92,15 @@ def ternary(
 
 @TRANSFORMS.register("ternary")
 def ternary_transform(
-    weights: LayerWeights, plan: LayerCut, statistics: LayerStatistics | None = None, **options: Any
+    weights: LayerWeights,
+    plan: LayerCut,
+    statistics: LayerStatistics | None = None,
+    *,
+    group_size: int = 0,
+    scale: Literal["absmean", "least_squares"] = "absmean",
 ) -> LayerWeights:
-    """Round each expert to ternary weights (`ternary`), written in the dtype it had."""
-    return transform(weights, plan, statistics, ternary, options)
+    """Round each expert to ternary weights (`ternary`, same options), written in the dtype it had."""
+    return transform(weights, plan, statistics, ternary, {"group_size": group_size, "scale": scale})
 
 
 def ternary_codes(
