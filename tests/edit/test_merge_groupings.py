@@ -66,7 +66,7 @@ def test_m_smoe_compares_what_it_is_told_to():
 
 
 def test_adaptive_counts_by_hand():
-    """Usage .6 .2 .1 .1 and .3 .3 .2 .2; the first of each layer is a centre, then .3, then the earliest of three .2."""
+    """Usage .6 .2 .1 .1 and .3 .3 .2 .2; the first of each layer is in, then .3, then the earliest of three .2."""
     layers = [statistics(count=[6, 2, 1, 1]), statistics(1, count=[30, 30, 20, 20])]
     assert [adaptive_counts(layers, total) for total in (2, 3, 4, 5, 8)] == [(1, 1), (1, 2), (2, 2), (2, 3), (4, 4)]
     assert adaptive_counts(layers, 5, at_least=2) == (2, 3)

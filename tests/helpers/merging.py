@@ -85,27 +85,17 @@ def with_copy(layer: LayerWeights, source: int, target: int, *, order: list[int]
 
 
 def expert_output(layer: LayerWeights, expert: int, hidden: Array) -> tuple[Array, Array]:
-    """Return (outputs (n, H), what the down projection reads (n, I)) of one expert, one row and neuron at a time."""
+    """Return (outputs (n, H), what the down projection reads (n, I)) of one expert by its formula, in float64."""
     rule = layer.activation
     assert rule is not None
-    out, read = [], []
-    w = {name: tensor.double() for name, tensor in layer.per_expert().items()}
-    for x in torch.as_tensor(hidden).double():
-        up = torch.stack([(row * x).sum() for row in w["up"][expert]])
-        if "up_bias" in w:
-            up = up + w["up_bias"][expert]
-        gate = None
-        if "gate" in w:
-            gate = torch.stack([(row * x).sum() for row in w["gate"][expert]])
-            if "gate_bias" in w:
-                gate = gate + w["gate_bias"][expert]
-        key = rule(None if gate is None else gate[None], up[None])[0]
-        y = torch.stack([(row * key).sum() for row in w["down"][expert]])
-        if "down_bias" in w:
-            y = y + w["down_bias"][expert]
-        out.append(y)
-        read.append(key)
-    return torch.stack(out).numpy(), torch.stack(read).numpy()
+    x = torch.as_tensor(hidden).double()
+    w = {name: tensor[expert].double() for name, tensor in layer.per_expert().items()}
+    none = torch.zeros(1, dtype=torch.float64)
+    up = torch.einsum("nh,ih->ni", x, w["up"]) + w.get("up_bias", none)
+    gate = torch.einsum("nh,ih->ni", x, w["gate"]) + w.get("gate_bias", none) if "gate" in w else None
+    key = rule(gate, up)
+    out = torch.einsum("ni,hi->nh", key, w["down"]) + w.get("down_bias", none)
+    return out.numpy(), key.numpy()
 
 
 @dataclass
