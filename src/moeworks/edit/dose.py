@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from moeworks.edit.compare import LABELS, compare_several
 from moeworks.edit.comparison import ALL, Comparison
 from moeworks.edit.plan import EditPlan
 from moeworks.edit.preview import CONTROLS, check_model
-from moeworks.edit.recut import random_cut
+from moeworks.edit.recut import random_cuts
 from moeworks.edit.replan import constraints_of, recut
 from moeworks.edit.sides import side_of, under
 from moeworks.errors import BadData
@@ -168,7 +169,7 @@ def dose(
             "none of these shares takes an expert away; keep fewer (0.5 of 8 experts is a cut, 0.95 is none)."
         )
     sides = [under(engine, made) for made in cuts]
-    random = [under(engine, random_cut(made, seed=number)) for made in cuts for number in range(controls)]
+    drawn = [[under(engine, control) for control in random_cuts(made, controls)] for made in cuts]
     run = partial(
         compare_several,
         plain,
@@ -178,7 +179,8 @@ def dose(
         seed=seed,
         progress=progress,
     )
-    found = run([*sides, *random], neutral_texts("dev") if dev is None else dev)
+    found = run([*sides, *itertools.chain(*drawn)], neutral_texts("dev") if dev is None else dev)
+    others = iter(found[len(cuts) :])
     doses = [
         Dose(
             keep=made.keep,
@@ -186,12 +188,9 @@ def dose(
             counts=made.counts,
             divergence=comparison.divergence.value,
             perplexity=comparison.perplexity[ALL].ratio,
-            random=tuple(
-                other.perplexity[ALL].ratio.value
-                for other in found[len(cuts) + place * controls : len(cuts) + (place + 1) * controls]
-            ),
+            random=tuple(other.perplexity[ALL].ratio.value for other in itertools.islice(others, len(random))),
         )
-        for place, (made, comparison) in enumerate(zip(cuts, found, strict=False))
+        for made, comparison, random in zip(cuts, found, drawn, strict=False)
     ]
     within = [point.perplexity.value <= 1 + limit for point in doses]
     count = within.index(False) if False in within else len(within)

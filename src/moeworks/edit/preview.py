@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moeworks.edit.compare import LABELS, compare, compare_several
 from moeworks.edit.comparison import ALL, Comparison
 from moeworks.edit.plan import EditPlan
-from moeworks.edit.recut import random_cut
+from moeworks.edit.recut import random_cuts
 from moeworks.edit.sides import Side, side_of, under
 from moeworks.engines.progress import Progress
 from moeworks.errors import BadData, BadPlan
@@ -118,7 +118,7 @@ def preview(
         texts: to compare on, disjoint from those that the plan was made from; by default the built-in neutral ones.
         labels: perplexity is told for each value of these.
         statistics: those that the plan was made from, if its transform needs them.
-        controls: random plans, seeds 0, 1, ….
+        controls: random plans, all different.
         split: of the neutral texts and of the probes; report `held_out` only.
         limit: of each probe take the first items only.
         prompts, new_tokens, speed: as in `compare`.
@@ -148,7 +148,8 @@ def preview(
         seed=seed,
         progress=progress,
     )
-    drawn = [under(engine, random_cut(plan, seed=number), name=f"random {number}") for number in range(controls)]
+    cuts = random_cuts(plan, controls)
+    drawn = [under(engine, cut, name=f"random {cut.options['seed']}") for cut in cuts]
     beside = (
         compare_several(
             plain, drawn, given, labels=labels, batch_size=batch_size, bootstrap=1, seed=seed, progress=progress
@@ -165,11 +166,11 @@ def preview(
         comparison=comparison,
         random=tuple(
             RandomPlan(
-                seed=number,
+                seed=cut.options["seed"],
                 divergence=found.divergence.value,
                 perplexity={name: group.ratio.value for name, group in found.perplexity.items()},
             )
-            for number, found in enumerate(beside)
+            for cut, found in zip(cuts, beside, strict=True)
         ),
         probes=tuple(effects),
     )

@@ -8,7 +8,22 @@ from moeworks.artefact import LayerShape
 from moeworks.edit.plan import EditPlan, LayerCut
 from moeworks.errors import BadPlan
 
-__all__ = ["random_cut"]
+__all__ = ["random_cut", "random_cuts"]
+
+TRIES = 20  # draws for each random plan that is to differ from the others
+
+
+def random_cuts(plan: EditPlan, count: int) -> list[EditPlan]:
+    """Return random plans that differ from the plan and from each other; fewer where there are no more."""
+    drawn: dict[tuple[LayerCut, ...], EditPlan] = {}
+    itself = tuple(LayerCut(layer=c.layer, experts=c.experts, keep=c.keep, neurons=c.neurons) for c in plan.layers)
+    for seed in range(count * TRIES):
+        if len(drawn) == count:
+            break
+        control = random_cut(plan, seed=seed)
+        if plan.transform != "cut" or control.layers != itself:
+            drawn.setdefault(control.layers, control)
+    return list(drawn.values())
 
 
 def random_cut(plan: EditPlan, *, seed: int) -> EditPlan:
