@@ -25,7 +25,7 @@ from moeworks.registry import Registry
 if TYPE_CHECKING:
     from moeworks.edit.layer import LayerWeights
 
-__all__ = ["StatisticsLike", "Weights", "kind_of", "method_names", "plan_edit"]
+__all__ = ["StatisticsLike", "Weights", "kind_of", "method_function", "method_names", "plan_edit"]
 
 Array = NDArray[Any]
 Kind = Literal["score", "neurons", "search", "grouping"]
@@ -112,11 +112,20 @@ def kind_of(method: str) -> Kind:
     return names[method]
 
 
+def method_function(method: str) -> Callable[..., Any]:
+    """Return the registered function of a method of any kind.
+
+    Raises:
+        BadPlan: there is none of this name.
+    """
+    return _function(kind_of(method), method)
+
+
 def plan_edit(
     statistics: StatisticsLike | Sequence[LayerStatistics] | None,
     *,
     method: str = "reap",
-    keep: float = 0.5,
+    keep: float = 0.75,
     budget: str = "uniform",
     protect: Protect = "super",
     label: str | None = None,
@@ -130,6 +139,7 @@ def plan_edit(
     layers: Sequence[int] | None = None,
     weights: Weights | None = None,
     identity: ModelIdentity | None = None,
+    transform: str | None = None,
     extra_layers: Literal["same", "drop"] = "same",
     seed: int = 0,
     budget_options: Mapping[str, Any] | None = None,
@@ -161,6 +171,8 @@ def plan_edit(
         layers: cut these alone.
         weights: for methods that read them: a checkpoint, a mapping or a function from layer to `LayerWeights`.
         identity: the model, where the statistics do not say.
+        transform: how layers are made, if not in the method's own way: `cut_rescaled` for softmax routers that do not
+            renormalise, whose weights grow when experts are deleted.
         extra_layers: what becomes of layers for multi-token prediction.
         seed: of everything drawn.
         budget_options: of the budget.
@@ -194,7 +206,7 @@ def plan_edit(
     if kind == "neurons":
         if budget != "uniform":
             raise BadPlan("scores of neurons keep all experts; widths=joint or global shares neurons out unevenly.")
-        cuts, transform = _neurons(work, method, named, multiple_of)
+        cuts, made = _neurons(work, method, named, multiple_of)
     else:
         call = {name: value for name, value in (("label", label), ("against", against)) if value is not None}
         takes = BUDGETS.options(budget) if budget != "adaptive" else {}
@@ -202,7 +214,9 @@ def plan_edit(
         unknown = sorted(set(asked) - set(takes))
         if unknown and budget != "adaptive":
             raise BadPlan(f"the budget '{budget}' has no option '{unknown[0]}'; {did_you_mean(unknown[0], takes)}")
-        cuts, transform = _experts(work, kind, method, named, budget, asked, constraints)
+        cuts, made = _experts(work, kind, method, named, budget, asked, constraints)
+    if transform == "cut_rescaled":
+        _check_rescaled(shapes, made)
     rules: dict[str, Any] = {
         name: value
         for name, value, usual in (
@@ -220,7 +234,7 @@ def plan_edit(
         budget=budget,
         budget_options={**asked, **rules},
         keep=keep,
-        transform=transform,
+        transform=transform or made,
         transform_options=dict(transform_options or {}),
         extra_layers=extra_layers,
         protected=guarded,
@@ -414,6 +428,20 @@ def _grouped(work: _Given, method: str, place: int, count: int, protected: froze
         method, statistics, count, weights=weights, seed=work.seed, protected=protected, **work.options
     )
     return grouping.cut(statistics.layer, statistics.experts), str(function.__dict__["transform"])
+
+
+def _check_rescaled(shapes: Sequence[LayerShape], made: str) -> None:
+    """Refuse to scale experts back where deletion does not inflate their weights."""
+    wrong = []
+    for shape in shapes:
+        rule = shape.contract
+        if rule is None or rule.score != "softmax" or rule.order != "score_first" or rule.renormalise:
+            wrong.append(str(shape.layer))
+    if wrong or made != "cut":
+        raise BadPlan(
+            "the transform 'cut_rescaled' is for plain cuts of softmax routers that do not renormalise"
+            + (f", unlike layers {', '.join(wrong)}." if wrong else ".")
+        )
 
 
 def _check_groups(cuts: Sequence[LayerCut], constraints: Constraints) -> None:

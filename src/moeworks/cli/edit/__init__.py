@@ -2,7 +2,7 @@
 
 import typer
 
-from moeworks.cli.edit import compress, ranks
+from moeworks.cli.edit import compress, export, plan, ranks
 
 __all__ = ["app"]
 
@@ -12,6 +12,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 for name, function in (
+    ("plan", plan.command),
+    ("export", export.command),
     ("ranks", ranks.command),
     ("compress", compress.command),
 ):

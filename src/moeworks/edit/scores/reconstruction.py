@@ -66,6 +66,8 @@ class LayerLoss:
                 f"rows={MOST_BYTES // (shape.experts**2 * 8)} or less."
             )
         self.ids: Array = self._rows.ids  # (n, k) the router's own
+        if self.ids.min() < 0 or self.ids.max() >= min(shape.experts, weights.experts):
+            raise Unsupported(f"layer {shape.layer}: some slots run no expert that has weights; no output can be made.")
         self._check()
         self._products = _products(self._rows.hidden, weights)  # (n, E, E)
         self._own = _dense(self._rows.ids, self._rows.weights, shape.experts)  # (n, E)

@@ -24,13 +24,16 @@ def shape(statistics: Sequence[LayerStatistics]) -> Array:
     Sets have no label. The paper's layer budget is `--budget coverage`.
 
     Raises:
-        BadData: the distinct sets were not collected.
+        BadData: the distinct sets were not collected, or not every token runs k experts.
     """
     rows = []
     for layer in statistics:
         if layer.sets is None:
             raise BadData("these statistics hold no sets of chosen experts; collect them with --collect sets.")
-        rows.append(_layer(*layer.sets, layer.experts))
+        sets, counts = layer.sets
+        if len(sets) and not (sets.min() >= 0 and sets.max() < layer.experts):
+            raise BadData(f"layer {layer.layer}: slots that run no expert make sets of unequal size; SHAPE has none.")
+        rows.append(_layer(sets, counts, layer.experts))
     return np.stack(rows)
 
 
