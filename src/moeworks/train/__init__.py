@@ -7,21 +7,46 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moeworks.train.affinity import Affinity, affinity_of_trace
+    from moeworks.train.faults import FAULTS
     from moeworks.train.lens import ceft_settings, router_lens, top_experts
     from moeworks.train.report import UnlearnReport
+    from moeworks.train.router_replay import Replaying, replay
+    from moeworks.train.routes import check_routes, lay_out, route_problems, routes_of
     from moeworks.train.unlearning import unlearn
 
 _HOMES = {
     "Affinity": "affinity",
+    "FAULTS": "faults",
+    "Replaying": "router_replay",
     "UnlearnReport": "report",
     "affinity_of_trace": "affinity",
     "ceft_settings": "lens",
+    "check_routes": "routes",
+    "lay_out": "routes",
+    "replay": "router_replay",
+    "route_problems": "routes",
     "router_lens": "lens",
+    "routes_of": "routes",
     "top_experts": "lens",
     "unlearn": "unlearning",
 }
 
-__all__ = ["Affinity", "UnlearnReport", "affinity_of_trace", "ceft_settings", "router_lens", "top_experts", "unlearn"]
+__all__ = [
+    "FAULTS",
+    "Affinity",
+    "Replaying",
+    "UnlearnReport",
+    "affinity_of_trace",
+    "ceft_settings",
+    "check_routes",
+    "lay_out",
+    "replay",
+    "route_problems",
+    "router_lens",
+    "routes_of",
+    "top_experts",
+    "unlearn",
+]
 
 
 def __getattr__(name: str) -> Any:
