@@ -17,7 +17,7 @@ from moeworks.errors import Unsupported
 from moeworks.families.expert_weights import ExpertWeights, expert_weights
 from moeworks.families.router import Router
 
-__all__ = ["TOLERANCE", "Experts", "Slice", "arguments_of", "open_experts", "slices"]
+__all__ = ["TOLERANCE", "Experts", "Slice", "activation_rule", "arguments_of", "open_experts", "slices"]
 
 # Largest difference to the module's own output, relative to the sum of the magnitudes that were added up: kernels sum
 # in another order, and a module may round between its steps where we do not.
@@ -122,6 +122,17 @@ def open_experts(router: Router) -> Experts:
         raise Unsupported(f"the experts of '{router.name}' are offloaded; load the model so that all weights are held.")
     norm = getattr(module, "post_expert_norm", None) if getattr(module, "has_post_expert_norm", False) else None
     return Experts(router, module, weights, _rule(router, module, weights), norm)
+
+
+def activation_rule(router: Router) -> Rule:
+    """Return the activation rule of a router's experts, whose weights need not be held (a model on the meta device).
+
+    Raises:
+        Unsupported: they are no module that is given a decision, or do not show their activation.
+    """
+    if router.experts_module is None:
+        raise Unsupported(f"the experts of '{router.name}' are no module that shows its activation function.")
+    return _rule(router, router.experts_module, expert_weights(router))
 
 
 def _rule(router: Router, module: nn.Module, weights: ExpertWeights) -> Rule:
