@@ -18,7 +18,7 @@ from moeworks.where import Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["divergence"]
+__all__ = ["LabelGroups", "Sides", "divergence", "group_sums", "label_groups", "resampled_means", "sides_of"]
 
 Array = NDArray[Any]
 Source = Literal["logits", "weights"]
@@ -70,10 +70,10 @@ def divergence(
     """
     read: Source = source or ("logits" if trace.header.logits else "weights")
     layers = layers_of(trace, where)
-    groups = _groups(trace, label, base, where)
+    groups = label_groups(trace, label, base, where)
     lines: list[dict[str, Any]] = []
     for batch in layer_batches(layers, len(groups.value), budget_bytes=budget_bytes):
-        for layer, sums in _sums(trace, where, groups, batch, read).items():
+        for layer, sums in group_sums(trace, where, groups, batch, read).items():
             lines += [
                 {
                     "layer": layer,
@@ -91,7 +91,7 @@ def divergence(
     return pa.Table.from_pylist([{**line, "q": float(one)} for line, one in zip(lines, q, strict=True)])
 
 
-class _Groups(NamedTuple):
+class LabelGroups(NamedTuple):
     """Texts by value of the label and document: g groups."""
 
     values: Array  # names of the label's values
@@ -101,7 +101,8 @@ class _Groups(NamedTuple):
     of_request: Array  # (m,) group of each request, or -1
 
 
-def _groups(trace: Trace, label: str, base: str, where: Where) -> _Groups:
+def label_groups(trace: Trace, label: str, base: str, where: Where) -> LabelGroups:
+    """Return the texts of each value and document; BadData where label or base is unknown."""
     requests = trace.request_table()
     if label not in requests.labels:
         raise BadData(f"no request has a label '{label}'; {did_you_mean(label, requests.labels)}")
@@ -119,7 +120,7 @@ def _groups(trace: Trace, label: str, base: str, where: Where) -> _Groups:
     found, group = np.unique(keys, return_inverse=True)  # (g,), (counted,)
     of_request = np.full(len(requests), -1)
     of_request[counted] = group
-    return _Groups(
+    return LabelGroups(
         values=values,
         base=int(np.flatnonzero(values == base)[0]),
         value=found // (documents.max() + 1),
@@ -128,7 +129,7 @@ def _groups(trace: Trace, label: str, base: str, where: Where) -> _Groups:
     )
 
 
-def _sums(trace: Trace, where: Where, groups: _Groups, layers: Mapping[int, int], source: Source) -> dict[int, Array]:
+def group_sums(trace: Trace, where: Where, groups: LabelGroups, layers: Mapping[int, int], source: Source) -> dict[int, Array]:
     """Return the sums of the tokens' routing distributions by group, (g, E), for each layer."""
     sums = {layer: np.zeros((len(groups.value), experts)) for layer, experts in layers.items()}
     requests = trace.request_table()
@@ -146,7 +147,7 @@ def _sums(trace: Trace, where: Where, groups: _Groups, layers: Mapping[int, int]
     return sums
 
 
-def _mean(sums: Array) -> Array:
+def mean_distributions(sums: Array) -> Array:
     """Return mean distributions from sums of distributions, (documents, E)."""
     total = sums.sum(-1, keepdims=True)  # tokens, less those for which no expert ran
     if not (total > 0).all():
@@ -154,7 +155,7 @@ def _mean(sums: Array) -> Array:
     return np.asarray(sums / total)
 
 
-class _Sides(NamedTuple):
+class Sides(NamedTuple):
     """One value's texts and the base's in one layer."""
 
     ours: Array  # (a, E) sums of distributions of documents, or distributions where documents hold both
@@ -165,20 +166,21 @@ class _Sides(NamedTuple):
         """Return the distributions that are compared, (documents, E) each: one row where pooled."""
         if self.paired:
             return self.ours, self.theirs
-        return _mean(self.ours.sum(0, keepdims=True)), _mean(self.theirs.sum(0, keepdims=True))
+        return mean_distributions(self.ours.sum(0, keepdims=True)), mean_distributions(self.theirs.sum(0, keepdims=True))
 
 
-def _sides(sums: Array, groups: _Groups, value: int) -> _Sides:
+def sides_of(sums: Array, groups: LabelGroups, value: int) -> Sides:
+    """Return one value's texts and the base's from the sums of the groups, (g, E)."""
     ours, theirs = np.flatnonzero(groups.value == value), np.flatnonzero(groups.value == groups.base)
     shared, first, second = np.intersect1d(groups.document[ours], groups.document[theirs], return_indices=True)
     if len(shared):
-        return _Sides(_mean(sums[ours[first]]), _mean(sums[theirs[second]]), True)
-    return _Sides(sums[ours], sums[theirs], False)
+        return Sides(mean_distributions(sums[ours[first]]), mean_distributions(sums[theirs[second]]), True)
+    return Sides(sums[ours], sums[theirs], False)
 
 
-def _compare(sums: Array, groups: _Groups, value: int) -> dict[str, Any]:
+def _compare(sums: Array, groups: LabelGroups, value: int) -> dict[str, Any]:
     """Compare one value's texts with the base's in one layer."""
-    sides = _sides(sums, groups, value)
+    sides = sides_of(sums, groups, value)
     p, q = sides.means()
     normalised = normalised_divergence(p, q)
     finite = np.isfinite(normalised)
@@ -193,12 +195,12 @@ def _compare(sums: Array, groups: _Groups, value: int) -> dict[str, Any]:
 
 
 def _firmness(
-    sums: Array, groups: _Groups, value: int, permutations: int, bootstrap: int, seed: int
+    sums: Array, groups: LabelGroups, value: int, permutations: int, bootstrap: int, seed: int
 ) -> dict[str, float]:
     """Return intervals of both divergences, and the pooled one beside its null."""
     if permutations < 1:
         raise BadData(f"{permutations} permutations give no null; use at least 1, better 1000.")
-    sides = _sides(sums, groups, value)
+    sides = sides_of(sums, groups, value)
     ours, theirs = sides.ours, sides.theirs
     p, q = sides.means()
     pooled = float(jensen_shannon(p.mean(0), q.mean(0)) / np.log(2))
@@ -218,7 +220,7 @@ def _firmness(
                 )
                 ends[name] = float(low[0]), float(high[0])
             else:
-                drawn = [_resampled(side, bootstrap, seed + i) for i, side in enumerate((ours, theirs))]
+                drawn = [resampled_means(side, bootstrap, seed + i) for i, side in enumerate((ours, theirs))]
                 low, high = percentiles(measure(*drawn) / unit, fewest, centre=float(observed[0]))
                 ends[name] = max(float(low), 0.0), float(high)
     return {
@@ -232,7 +234,7 @@ def _firmness(
     }
 
 
-def _rearranged(sides: _Sides, count: int, seed: int) -> Iterator[tuple[Array, Array]]:
+def _rearranged(sides: Sides, count: int, seed: int) -> Iterator[tuple[Array, Array]]:
     """Yield the two mean distributions, (b, E) each, of documents that changed sides at random."""
     rng = np.random.default_rng([seed, 16])
     both = np.concatenate([sides.ours, sides.theirs])  # (n, E)
@@ -248,12 +250,12 @@ def _rearranged(sides: _Sides, count: int, seed: int) -> Iterator[tuple[Array, A
             drawn[:, :ours] = 1
             drawn = rng.permuted(drawn, axis=1)
         first = drawn @ both
-        yield _mean(first), _mean(total - first)
+        yield mean_distributions(first), mean_distributions(total - first)
 
 
-def _resampled(sums: Array, samples: int, seed: int) -> Array:
+def resampled_means(sums: Array, samples: int, seed: int) -> Array:
     """Return the mean distribution of resampled documents, (samples, E)."""
-    return np.concatenate([_mean(w @ sums) for w in draw_documents(len(sums), samples=samples, seed=seed)])
+    return np.concatenate([mean_distributions(w @ sums) for w in draw_documents(len(sums), samples=samples, seed=seed)])
 
 
 def _false_discovery(p: Array) -> Array:

@@ -19,7 +19,7 @@ from moeworks.where import Where
 if TYPE_CHECKING:
     from moeworks.trace import Part, Trace
 
-__all__ = ["saturation"]
+__all__ = ["aligned", "check_same_shape", "saturation"]
 
 Array = NDArray[Any]
 _CHUNK = 1 << 14  # rows at a time: they stay in the processor's cache
@@ -62,14 +62,15 @@ def saturation(
         raise BadData(f"{len(numbers)} steps for {len(checkpoints)} checkpoints; each checkpoint needs one.")
     layers = layers_of(final, where)
     for trace in checkpoints:
-        _same_shape(trace, final, layers)
+        check_same_shape(trace, final, layers)
     lines: list[dict[str, Any]] = []
     for step, trace in zip(numbers, checkpoints, strict=True):
         lines += [{"step": step, **line} for line in _compare(trace, final, layers, where, bootstrap, seed)]
     return pa.Table.from_pylist(lines)
 
 
-def _same_shape(trace: Trace, final: Trace, layers: dict[int, int]) -> None:
+def check_same_shape(trace: Trace, final: Trace, layers: dict[int, int]) -> None:
+    """Raise BadData where two traces are of other texts, or of models of other shapes."""
     if not trace.header.text_hash or trace.header.text_hash != final.header.text_hash:
         raise BadData(
             f"{trace.path} was recorded from other texts than {final.path} (their text hashes differ); saturation "
@@ -94,7 +95,7 @@ def _compare(
     documents, requests = selected_documents(final, where), final.request_table()
     shared = np.zeros((len(layers), len(documents)))
     loads = {layer: np.zeros((2, 1, experts), np.int64) for layer, experts in layers.items()}
-    for ours, theirs, mine, other in _aligned(trace, final):
+    for ours, theirs, mine, other in aligned(trace, final):
         rows = theirs.rows()
         entry = np.where(where.mask(rows, requests), documents.of_request[rows.request], -1)[other]
         for i, (layer, experts) in enumerate(layers.items()):
@@ -129,7 +130,7 @@ def _compare(
     return lines
 
 
-def _aligned(trace: Trace, final: Trace) -> Iterator[tuple[Part, Part, slice, slice]]:
+def aligned(trace: Trace, final: Trace) -> Iterator[tuple[Part, Part, slice, slice]]:
     """Yield parts of two traces with the rows of each that stand at the same place of both; parts may be cut apart.
 
     Raises:

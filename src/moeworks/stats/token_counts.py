@@ -48,7 +48,7 @@ def vocabulary(trace: Trace, where: Where, documents: Documents, *, seed: int) -
     counts = np.zeros((2, 0), np.int64)
     for part in trace.parts:
         rows = part.rows()
-        kept = where.mask(rows, requests)
+        kept = where.mask(rows, requests) & (documents.of_request[rows.request] >= 0)
         half = held_out[documents.of_request[rows.request[kept]]]
         token = rows.token[kept]
         wider = max(int(token.max(initial=0)) + 1, counts.shape[1])
@@ -79,7 +79,7 @@ def token_rows(
     requests = trace.request_table()
     for number, part in enumerate(trace.parts):
         rows = part.rows()
-        kept = np.flatnonzero(where.mask(rows, requests))
+        kept = np.flatnonzero(where.mask(rows, requests) & (documents.of_request[rows.request] >= 0))
         request = rows.request[kept]
         word = words.index[rows.token[kept]]
         if shuffle is not None and len(kept):
