@@ -176,8 +176,8 @@ def preview(
     )
 
 
-def check_model(plan: EditPlan, side: Side) -> None:
-    """Refuse a plan that was made for another model.
+def check_model(plan: EditPlan, side: Side, *, weights: bool = True) -> None:
+    """Refuse a plan that was made for another model; without `weights`, of another shape.
 
     Raises:
         BadPlan: shape or weights differ.
@@ -187,7 +187,7 @@ def check_model(plan: EditPlan, side: Side) -> None:
         raise BadPlan("the edit plan does not say which model it is for; make it with `moeworks edit plan`.")
     if made.shape != identity.shape:
         raise BadPlan(f"the edit plan was made for {made.name}, whose layers are not those of {identity.name}.")
-    if made.weight_hash and made.weight_hash != identity.weight_hash:
+    if weights and made.weight_hash and made.weight_hash != identity.weight_hash:
         raise BadPlan(
             f"the edit plan was made for weights {made.weight_hash} of {made.name}; these are {identity.weight_hash}."
         )
