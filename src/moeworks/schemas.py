@@ -26,6 +26,9 @@ SCHEMAS = {
     "example": SchemaEntry("moeworks.examples", "Example", "One line of a JSONL data file."),
     "probe": SchemaEntry("moeworks.probes", "ProbeHeader", "`probe.json`, the header of a probe's folder."),
     "item": SchemaEntry("moeworks.probes", "Item", "One line of a probe's `items.jsonl`: something to measure."),
+    "statistics": SchemaEntry(
+        "moeworks.edit.statistics_file", "StatisticsHeader", "`statistics.json`, the header of a statistics folder."
+    ),
     "league": SchemaEntry("moeworks.bench.schema", "League", "`league.json`, every method on every probe."),
     "study": SchemaEntry("moeworks.study.schema", "Study", "`study.json`, everything that a report shows."),
 }

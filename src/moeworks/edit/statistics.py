@@ -68,6 +68,7 @@ class LayerStatistics:
         arrays: by name as in `COLUMNS`.
         sets: distinct sets of chosen experts, (m, k) ascending, and how often each came, (m,); None if not collected.
         load_rows: reads the kept rows; None if none were kept.
+        refused: arrays that were asked for and cannot be had of this family, with the reason.
     """
 
     layer: int
@@ -76,6 +77,7 @@ class LayerStatistics:
     arrays: Mapping[str, Array]
     sets: tuple[Array, Array] | None = None
     load_rows: Callable[[], LayerRows] | None = field(default=None, repr=False)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def experts(self) -> int:
@@ -91,6 +93,8 @@ class LayerStatistics:
         if name not in COLUMNS:
             raise BadData(f"no statistic is called '{name}'; {did_you_mean(name, COLUMNS)}")
         group, _, joined, _ = COLUMNS[name]
+        if name in self.refused:
+            raise BadData(f"there is no '{name}' of this model: {self.refused[name]}.")
         if name not in self.arrays:
             raise BadData(f"these statistics hold no '{name}'; collect it with --collect {group} and score again.")
         array = self.arrays[name]
