@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from place.reference import hits_of
 
+from helpers.cache_reference import hits_of
 from helpers.decisions import Text, write_texts
 from helpers.traces import make_trace
 from moeworks.errors import BadData
@@ -173,7 +173,7 @@ def test_cold_rules() -> None:
     """0 1 2 0 with two places: the first two fill free places, 2 does not."""
     events = events_of([[0], [1], [2], [0]], 3)
     for cold, expected in (("miss", (0, 4)), ("hit", (2, 4)), ("skip", (0, 2))):
-        found, requests = run_events(events, "lru", (2,), rules=CacheRules(cold=cold))  # type: ignore[arg-type]
+        found, requests = run_events(events, "lru", (2,), rules=CacheRules(cold=cold))
         assert (int(found.sum()), int(requests.sum())) == expected
 
 
@@ -312,7 +312,7 @@ def test_prefill_as_one_pass_or_not_at_all(tmp_path: Any) -> None:
     trace = write_texts(tmp_path / "t", texts, experts=(4,))
     found = {}
     for prefill in ("tokens", "pass", "bypass"):
-        (counts,) = simulate(trace, ["lru"], rules=CacheRules(prefill=prefill, capacity="4"))  # type: ignore[arg-type]
+        (counts,) = simulate(trace, ["lru"], rules=CacheRules(prefill=prefill, capacity="4"))
         found[prefill] = (int(counts.hits.sum()), int(counts.requests.sum()), counts.tokens)
     assert found == {"tokens": (3, 6, 3), "pass": (2, 5, 3), "bypass": (0, 2, 1)}
 
@@ -330,7 +330,7 @@ def test_starting_empty_forgets_the_last_text(tmp_path: Any) -> None:
     kept, emptied = (
         int(simulate(trace, ["lru"], capacities=["2"], rules=CacheRules(between=between))[0].hits.sum())
         for between in ("keep", "empty")
-    )  # type: ignore[arg-type]
+    )
     assert (kept, emptied) == (2, 0)
 
 
@@ -354,9 +354,9 @@ def test_what_cannot_be_is_refused(tmp_path: Any) -> None:
         ({"policies": ["lru"], "rules": CacheRules(prefill="bypass")}, "prompts alone"),
     ):
         with pytest.raises(BadData, match=message):
-            simulate(trace, **arguments)  # type: ignore[arg-type]
+            simulate(trace, **arguments)
     with pytest.raises(BadData, match="cold cannot be"):
-        CacheRules(cold="warm")  # type: ignore[arg-type]
+        CacheRules(cold="warm")
 
 
 def test_capacities(tmp_path: Any) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from moeworks.place.rules import CacheRules
 
+__all__ = ["hits_of"]
+
 Event = Sequence[int]  # distinct experts of one event
 
 
@@ -44,10 +46,12 @@ def hits_of(
             counted.append((hits, requests))
             if policy == "fixed":
                 cache |= set(event) & resident
-                history += [(i, x) for x in event]
+                history = history + [(i, x) for x in event]
                 continue
 
-            def score(e: int, done: list[int], i: int = i) -> tuple[float, float]:
+            def score(
+                e: int, done: list[int], i: int = i, end: int = end, history: list[tuple[int, int]] = history
+            ) -> tuple[float, float]:
                 """What is evicted first is lowest; `done` are the experts of this event that were accessed."""
                 accessed = history + [(i, x) for x in done]
                 mine = [place for place, (_, x) in enumerate(accessed) if x == e]
@@ -92,5 +96,5 @@ def hits_of(
                 if victim != x:
                     cache.remove(victim)
                     cache.add(x)
-            history += [(i, x) for x in event]
+            history = history + [(i, x) for x in event]
     return counted
