@@ -1,4 +1,4 @@
-"""Writes the checkpoint that an edit plan describes, shard by shard; everything that can be refused is refused first."""
+"""Writes the checkpoint that an edit plan describes, shard by shard; what cannot be written is refused before."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from moeworks import __version__
 from moeworks.artefact import Header, replace_file
-from moeworks.edit import rescale  # noqa: F401  registers its transform
 from moeworks.edit.checkpoint.keys import edited_config
 from moeworks.edit.checkpoint.source import FORMAT_FILE, Checkpoint, open_checkpoint
+from moeworks.edit.files import save_edit_plan
 from moeworks.edit.outputs import Sources, outputs
 from moeworks.edit.plan import FORMAT, VERSION, EditPlan, LayerCut
 from moeworks.edit.quantised import renumbered_names
@@ -120,7 +120,7 @@ def check_apply(
 ) -> Forecast:
     """Say what `apply` will write, or refuse it, from headers and config alone.
 
-    Run it before a long calibration with `draft_plan(source, keep)`: what the plan's numbers make impossible shows then.
+    Run it before a long calibration with `draft_plan(source, keep)`: what its numbers make impossible shows then.
 
     Raises:
         BadPlan: with everything that speaks against it in one message.
@@ -266,7 +266,7 @@ def _config(
     """Return the new config, once transformers has built it without weights, and what could not be checked."""
     experts = max(rewrite.experts for rewrite in planned)
     neurons = next((rewrite.neurons for rewrite in planned if rewrite.neurons is not None), None)
-    entry = width_entry(checkpoint)
+    entry = None if neurons is None else width_entry(checkpoint)
     width = None if neurons is None or entry is None else (entry, neurons)
     before = dict(checkpoint.config)
     config = edited_config(
@@ -307,7 +307,6 @@ def _beside(job: _Job, folder: Path) -> None:
                 shutil.copyfile(path, folder / path.name)
     documents: dict[str, str] = {
         "config.json": json.dumps(job.config, indent=2, ensure_ascii=False),
-        PLAN_FILE: job.plan.model_dump_json(indent=2, exclude_none=True),
         "README.md": _card(job),
     }
     if job.options.format == "uneven":
@@ -318,26 +317,24 @@ def _beside(job: _Job, folder: Path) -> None:
             "experts": {str(layer): count for layer, count in counts(job.planned).items()},
         }
         documents[FORMAT_FILE] = json.dumps(marks, indent=2)
+    save_edit_plan(job.plan, folder / PLAN_FILE)
     for name, text in documents.items():
         with replace_file(folder / name) as temporary:
             temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
 def _card(job: _Job) -> str:
-    forecast, plan = job.forecast(), job.plan
-    kept = sorted(set(forecast.counts.values()))
-    before = job.checkpoint.settings.experts
-    return "\n".join(
-        [
-            f"# {Path(job.checkpoint.name).name}, experts edited",
-            "",
-            f"Made by moeworks {__version__} from `{Path(job.checkpoint.name).name}`: {' or '.join(map(str, kept))} of "
-            f"{before} experts in each layer, {forecast.bytes_after / 1e9:.3f} of {forecast.bytes_before / 1e9:.3f} GB.",
-            "",
-            f"- method: {plan.method}, budget: {plan.budget}, transform: {plan.transform}",
-            f"- plan: `{PLAN_FILE}`",
-            *([f"- {plan.description}"] if plan.description else []),
-        ]
+    """Return the model card."""
+    from moeworks.edit.card import model_card, source_metadata
+
+    forecast = job.forecast()
+    old = job.checkpoint.folder / "README.md"
+    text = old.read_text(encoding="utf-8") if old.is_file() else ""
+    return model_card(
+        job.plan,
+        metadata=source_metadata(text) if text.startswith("---") else {},
+        bytes_before=forecast.bytes_before,
+        bytes_after=forecast.bytes_after,
     )
 
 

@@ -23,7 +23,7 @@ def renumbered_names(config: dict[str, Any], planned: Sequence[Rewrite]) -> dict
         Unsupported: a regular expression names numbers of experts.
     """
     places = {(r.layout.layer, old): new for r in planned for new, old in enumerate(r.kept)}
-    edited = {layer for layer in {r.layout.layer for r in planned}}
+    edited = {r.layout.layer for r in planned}
 
     def rename(name: str) -> str | None:
         found = _EXPERT.match(name)

@@ -40,7 +40,7 @@ def refusals(
         return found  # what follows needs layers that are there
     planned = rewrites(checkpoint, plan, options)
     found += _counts(checkpoint, plan, planned, options)
-    found += _groups(checkpoint, planned, options)
+    found += _groups(checkpoint, plan, planned)
     found += _widths(checkpoint, planned)
     found += _padding(checkpoint, plan, planned)
     found += _tables(checkpoint, planned, options)
@@ -90,10 +90,19 @@ def _transform(plan: EditPlan, statistics: Any) -> Iterator[str]:
         return
     if needs and statistics is None:
         yield f"The transform '{plan.transform}' needs the statistics that the plan was made from (--statistics)."
+    made_from = "" if statistics is None else str(getattr(statistics, "hash", ""))
+    if made_from and plan.statistics and made_from != plan.statistics:
+        yield f"It was made from the statistics {plan.statistics}, and these are {made_from}."
     known = TRANSFORMS.options(plan.transform)
     strange = sorted(set(plan.transform_options) - set(known))
     if strange:
         yield f"The transform '{plan.transform}' has no option {', '.join(strange)}."
+    contracts = [shape.contract for shape in (() if plan.model is None else plan.model.layers) if shape.contract]
+    if plan.transform == "cut_rescaled" and any(c.renormalise or c.score != "softmax" for c in contracts):
+        yield (
+            "The transform 'cut_rescaled' is for softmax routers that do not divide by the sum of the chosen weights; "
+            "this one does, so that a plain cut keeps the weights as they are: take 'cut'."
+        )
     if plan.transform == "cut":
         for cut in plan.layers:
             if merges(cut):
@@ -156,7 +165,7 @@ def _selectable(layout: LayerLayout) -> int:
     return layout.extra if bias is not None and layout.shapes[bias][-1] == layout.width else 0
 
 
-def _groups(checkpoint: Checkpoint, planned: list[Rewrite], options: Options) -> Iterator[str]:
+def _groups(checkpoint: Checkpoint, plan: EditPlan, planned: list[Rewrite]) -> Iterator[str]:
     groups, limit = checkpoint.settings.group_count, checkpoint.settings.group_limit
     if groups <= 1:
         return
@@ -179,11 +188,18 @@ def _groups(checkpoint: Checkpoint, planned: list[Rewrite], options: Options) ->
                 f"Layer {layer} keeps {per_group[0]} experts of each group, and a token chooses {top_k} from "
                 f"{limit} groups; keep at least {-(-top_k // limit)} of each."
             )
-        elif rewrite.padding and per_group[0] < 2:
+        elif per_group[0] < 2 and not _by_best_one(plan, layer):
             yield (
-                f"Layer {layer} keeps one expert of each group; groups are ranked by their best two, so that padding "
-                "would change their order. Keep two of each."
+                f"Layer {layer} keeps one expert of each group, and its router ranks groups by their best two; keep "
+                "two of each at least."
             )
+
+
+def _by_best_one(plan: EditPlan, layer: int) -> bool:
+    """Whether the plan carries a proved contract by which groups are ranked by their best expert alone."""
+    shapes = () if plan.model is None else plan.model.layers
+    contracts = [shape.contract for shape in shapes if shape.layer == layer and shape.contract is not None]
+    return bool(contracts) and contracts[0].group_score == "max"
 
 
 def _widths(checkpoint: Checkpoint, planned: list[Rewrite]) -> Iterator[str]:
@@ -246,7 +262,7 @@ def _tables(checkpoint: Checkpoint, planned: list[Rewrite], options: Options) ->
         reader = Reader(checkpoint.files)
         for rewrite in planned:
             if rewrite.layout.layer in hashed and rewrite.layout.table:
-                named = set(reader.get(rewrite.layout.table).unique().tolist())
+                named = set(reader.get(rewrite.layout.table).flatten().tolist())
                 if not named <= set(rewrite.kept):
                     yield (
                         f"Layer {rewrite.layout.layer} takes experts from a table of token ids, which names "

@@ -1,4 +1,4 @@
-"""From a plan and a checkpoint to how each layer is rewritten: which experts, how many in the end, by copying or anew."""
+"""From a plan and a checkpoint to how each layer is rewritten: which experts stay, copied or made anew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from moeworks.edit.checkpoint.layout import LayerLayout
 from moeworks.edit.checkpoint.source import Checkpoint
 from moeworks.edit.plan import EditPlan, LayerCut
 
-__all__ = ["CheckpointFormat", "MergeLayout", "Options", "Rewrite", "Tables", "rewrites"]
+__all__ = [
+    "CheckpointFormat",
+    "MergeLayout",
+    "Options",
+    "Rewrite",
+    "Tables",
+    "counts",
+    "kept_experts",
+    "merges",
+    "rewrite_of",
+    "rewrites",
+    "without_extra",
+]
 
 MergeLayout = Literal["rows", "copies"]
 CheckpointFormat = Literal["stock", "uneven"]
@@ -76,7 +88,7 @@ def rewrites(checkpoint: Checkpoint, plan: EditPlan, options: Options) -> list[R
         last = cuts[max(cuts)]
         plain = LayerCut(layer=last.layer, experts=last.experts, keep=last.keep)
         for layout in checkpoint.extra.values():  # a merge has no statistics of theirs: they are cut to the centres
-            kept = _kept(last, options.layout)
+            kept = kept_experts(last, options.layout)
             whole = len(kept) == layout.experts
             cut = None if whole else plain.model_copy(update={"keep": kept})
             found.append(Rewrite(layout=layout, cut=cut, kept=kept, experts=len(kept), raw=True, extra=True))
@@ -110,12 +122,17 @@ def _rewrite(layout: LayerLayout, cut: LayerCut | None, plan: EditPlan, merge_la
     if cut is None:
         everyone = tuple(range(layout.experts))
         return Rewrite(layout=layout, cut=None, kept=everyone, experts=layout.experts, raw=True)
-    kept = _kept(cut, merge_layout)
     raw = plan.transform == "cut" and cut.neurons is None and not merges(cut)
+    return rewrite_of(layout, cut, kept_experts(cut, merge_layout), raw=raw)
+
+
+def rewrite_of(layout: LayerLayout, cut: LayerCut, kept: tuple[int, ...], *, raw: bool = False) -> Rewrite:
+    """Return the rewriting of a layer to the experts that are kept, without padding."""
     return Rewrite(layout=layout, cut=cut, kept=kept, experts=len(kept), raw=raw)
 
 
-def _kept(cut: LayerCut, merge_layout: MergeLayout) -> tuple[int, ...]:
+def kept_experts(cut: LayerCut, merge_layout: MergeLayout) -> tuple[int, ...]:
+    """Return the experts whose router rows stay: those that are kept, in the layout `copies` all members of groups."""
     if merge_layout == "rows" or not merges(cut):
         return cut.keep
     return tuple(sorted(expert for group in cut.groups or () for expert, _ in group))

@@ -16,18 +16,19 @@ from moeworks.artefact import replace_file
 from moeworks.contract_words import describe
 from moeworks.errors import MoeworksError
 from moeworks.families.discover import survey
+from moeworks.families.edit_checks import check_cut
 from moeworks.families.engine_checks import engine_columns
 from moeworks.families.expert_weights import expert_weights
 from moeworks.families.tiny import families, tiny_model
 
 __all__ = ["COLUMNS", "FamilyReport", "check_family", "families", "page", "tiny_model"]
 
-COLUMNS = ("proven", "recorded", "steered", "replayed", "edited")
+COLUMNS = ("proven", "recorded", "steered", "replayed", "edited", "cut")
 
 
 @dataclass(frozen=True)
 class FamilyReport:
-    """What works for one family; each of the five columns is `yes` or the reason why not."""
+    """What works for one family; each of the six columns is `yes` or the reason why not."""
 
     family: str
     model: str = ""
@@ -38,6 +39,7 @@ class FamilyReport:
     steered: str = ""
     replayed: str = ""
     edited: str = ""
+    cut: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,7 +49,7 @@ def check_family(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float
         model = tiny_model(family, seed=seed, dtype=dtype)
     except Exception as error:  # whatever a family's own code raises goes on the page
         reason = f"the tiny model does not build: {type(error).__name__}: {_line(error)}"
-        return FamilyReport(family, "", (), "", reason, reason, reason, reason, reason)
+        return FamilyReport(family, "", (), "", reason, reason, reason, reason, reason, reason)
     found = survey(model)
     contracts = Counter(describe(r.contract) for r in found.routers if r.contract is not None)
     reasons = sorted({router.opaque for router in found.routers if router.opaque})
@@ -62,6 +64,7 @@ def check_family(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float
         steered=steered,
         replayed=replayed,
         edited=_attempt(lambda: [expert_weights(router) for router in found.routers]),
+        cut=_attempt(lambda: check_cut(family, seed=seed)),
         left_out=found.left_out,
     )
 
@@ -100,6 +103,8 @@ def page(reports: Sequence[FamilyReport]) -> str:
         "  by logits; ids that come from a table of token ids cannot be changed by a plan.",
         "- **replayed**: a steered trace replayed on the plain model gives that trace again, ids and weights.",
         "- **edited**: the experts' weights are found, as views of one shape.",
+        "- **cut**: half of the experts cut from a checkpoint: stock transformers finds every tensor and no other, and",
+        "  the logits are those of the whole checkpoint with the dropped experts' router logits at minus infinity.",
         "",
         "| family | decision | " + " | ".join(COLUMNS) + " |",
         "|---|---|" + "---|" * len(COLUMNS),

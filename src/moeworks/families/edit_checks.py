@@ -18,45 +18,64 @@ from moeworks.artefact import Header, ModelIdentity
 from moeworks.edit.apply import apply
 from moeworks.edit.checkpoint import Checkpoint, open_checkpoint
 from moeworks.edit.plan import FORMAT, VERSION, EditPlan, LayerCut
-from moeworks.errors import Unsupported
+from moeworks.errors import MoeworksError, Unsupported
 from moeworks.families.tiny import TINY_VOCABULARY, model_class, tiny_model
 
-__all__ = ["TOLERANCE", "check_cut", "masked_run", "random_cut", "run"]
+__all__ = ["TOLERANCE", "check_cut", "load", "masked_run", "random_cut", "run"]
 
 EXPERTS = 16  # four groups of four: a cut to half leaves the two that ranking groups needs
-TOLERANCE = 2e-6
+# Relative to the largest logit. Products with 8 and with 16 columns are summed in another order; a token that got
+# another expert shows from 1e-2 on.
+TOLERANCE = 5e-6
 
 
 def check_cut(family: str, *, seed: int = 0) -> float:
     """Cut half of the experts of a family's tiny checkpoint and return the largest difference of logits.
 
-    The reference is the original, run by its own code with the logits of the dropped experts at -inf.
+    The reference is the original checkpoint, run by stock code with the logits of the dropped experts at -inf. The
+    difference is relative to the largest logit, where that is above 1.
 
     Raises:
         Unsupported: it cannot be cut, does not load whole, or differs by more than `TOLERANCE`.
     """
-    model = tiny_model(family, seed=seed, experts=EXPERTS)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        try:
+            return _difference(family, Path(name), seed)
+        except MoeworksError as error:
+            raise Unsupported(str(error).replace(str(Path(name) / "whole"), f"'{family}'")) from error
+
+
+def _difference(family: str, folder: Path, seed: int) -> float:
+    model = tiny_model(family, seed=seed, experts=EXPERTS)
+    model.save_pretrained(folder / "whole")
+    checkpoint = open_checkpoint(folder / "whole")
+    plan = random_cut(checkpoint, seed=seed)
+    if any(layout.table for layout in checkpoint.layouts.values()):
+        point_tables(model, checkpoint, plan)
         model.save_pretrained(folder / "whole")
         checkpoint = open_checkpoint(folder / "whole")
-        plan = random_cut(checkpoint, seed=seed)
-        if any(layout.table for layout in checkpoint.layouts.values()):
-            point_tables(model, checkpoint, plan)
-            model.save_pretrained(folder / "whole")
-            checkpoint = open_checkpoint(folder / "whole")
-        apply(checkpoint, plan, folder / "cut")
-        loaded, loading = model_class(family).from_pretrained(
-            folder / "cut", attn_implementation="eager", dtype=torch.float32, output_loading_info=True
-        )
-        wrong = {kind: sorted(keys) for kind, keys in loading.items() if keys}
-        if wrong:
-            raise Unsupported(f"the cut checkpoint does not load whole: {str(wrong)[:200]}")
-        dropped = {cut.layer: [e for e in range(cut.experts) if e not in cut.keep] for cut in plan.layers}
-        difference = float((run(loaded.eval()) - masked_run(model, checkpoint, dropped)).abs().max())
-        if not difference <= TOLERANCE:
-            raise Unsupported(f"the cut model's logits differ from the masked original's by {difference:.1e}")
-        return difference
+    apply(checkpoint, plan, folder / "cut")
+    dropped = {cut.layer: [e for e in range(cut.experts) if e not in cut.keep] for cut in plan.layers}
+    whole = masked_run(load(family, folder / "whole"), checkpoint, dropped)
+    difference = float((run(load(family, folder / "cut")) - whole).abs().max() / whole.abs().max().clamp(min=1))
+    if not difference <= TOLERANCE:
+        raise Unsupported(f"the cut model's logits differ from the masked original's by {difference:.1e}")
+    return difference
+
+
+def load(family: str, folder: Path) -> Any:
+    """Load a checkpoint with stock transformers, which must find every tensor and no other.
+
+    Raises:
+        Unsupported: a tensor is missing, left over, or of another shape.
+    """
+    model, loading = model_class(family).from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    wrong = {kind: sorted(keys) for kind, keys in loading.items() if keys}
+    if wrong:
+        raise Unsupported(f"the checkpoint does not load whole: {str(wrong)[:200]}")
+    return model.eval()
 
 
 def random_cut(
@@ -90,6 +109,7 @@ def masked_run(model: Any, checkpoint: Checkpoint, dropped: Mapping[int, Sequenc
     from moeworks.families import survey
 
     with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
         masks: dict[int, Tensor] = {}
         for router in survey(model).routers:
             layout = checkpoint.layouts[router.layer]
@@ -101,7 +121,6 @@ def masked_run(model: Any, checkpoint: Checkpoint, dropped: Mapping[int, Sequenc
             if bias is not None:
                 stack.callback(bias.copy_, bias.clone())
                 bias.masked_fill_(where[: len(bias)], -torch.inf)
-        stack.enter_context(torch.no_grad())
         mode = stack.enter_context(_Masked(masks))
         logits = run(model)
     if mode.seen != set(masks):

@@ -193,9 +193,7 @@ _EVEN_IF_NONE = {
 }
 
 
-def tiny_model(
-    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, experts: int | None = None
-) -> Any:
+def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, experts: int | None = None) -> Any:
     """Return a random model of the family, in evaluation mode, whose routing is not flat and whose biases are not 0."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
 import typer
 
-from moeworks.cli.edit import compress, export, plan, ranks
+from moeworks.cli.edit import apply, compress, export, plan, ranks
 
 __all__ = ["app"]
 
@@ -14,6 +14,7 @@ app = typer.Typer(
 for name, function in (
     ("plan", plan.command),
     ("export", export.command),
+    ("apply", apply.command),
     ("ranks", ranks.command),
     ("compress", compress.command),
 ):

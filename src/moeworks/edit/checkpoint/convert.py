@@ -58,7 +58,7 @@ def unpack(layout: LayerLayout, get: Get, *, interleaved: bool) -> LayerWeights:
             fields["gate_bias"], fields["up_bias"] = _halves(stored["fused_bias"], interleaved)
         for name in ("gate_bias", "up_bias", "down_bias"):
             if name in stored:
-                fields[name] = stored[name]  # type: ignore[index]
+                fields[name] = stored[name]
     for role, name in _VECTORS.items():
         if role in layout.stacked:
             vector = get(layout.stacked[role])
@@ -95,7 +95,7 @@ def pack(layout: LayerLayout, weights: LayerWeights, get: Get, *, interleaved: b
             roles["fused_bias"] = _joined(weights.gate_bias, weights.up_bias, interleaved)
         for role in ("gate_bias", "up_bias", "down_bias"):
             if role in old:
-                roles[role] = getattr(weights, role)  # type: ignore[index]
+                roles[role] = getattr(weights, role)
     packed: dict[str, Tensor] = {}
     for role, tensor in roles.items():
         packed |= _stored_as(layout, role, tensor, get)

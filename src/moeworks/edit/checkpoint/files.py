@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint: which tensor is where, of which shape and dtype, read from the files' headers alone."""
+"""The weight files of a checkpoint: which tensor is where and of which shape, read from headers alone."""
 
 from __future__ import annotations
 

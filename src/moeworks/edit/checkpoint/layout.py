@@ -1,4 +1,4 @@
-"""Which tensors of a layer are its experts and its router, in whatever form they are stored; what is not known is refused."""
+"""Which tensors of a layer are its experts and its router, in whatever form; what is not known is refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def layout_of(layer: int, prefix: str, shapes: Mapping[str, Shape], experts: int
             if found.role in stacked:
                 strange.append(f"{name} and {stacked[found.role]}")
             stacked[found.role] = name
-    if not any(role in stacked for role in ("down", "flat_down")) and not numbered:
+    if not any(role in stacked for role in ("down", "flat_down")) and not numbered and not side:
         if any("expert" in name.removeprefix(prefix) and "shared" not in name for name in unknown):
             raise Unsupported(_refusal(layer, unknown))
         return None
@@ -149,7 +149,7 @@ def _check_counts(layout: LayerLayout) -> None:
     if layout.numbered:
         expected = set(layout.numbered.get(0, ()))
         there = {expert for expert, parts in layout.numbered.items() if expected <= set(parts)}
-        beyond = [e for e in layout.numbered if e >= layout.width]
+        beyond = [e for e in layout.numbered if e >= layout.width or (e >= layout.experts and e in there)]
         missing = sorted(set(range(layout.experts)) - there)
         uneven = [e for e in range(layout.experts) if set(layout.numbered.get(e, ())) != expected]
         if beyond or missing or uneven:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,11 @@ class Checkpoint:
 
     def unpack(self, layout: LayerLayout, reader: Reader) -> LayerWeights:
         """Return the weights that lie as `layout` says."""
+        from moeworks.edit.activation import FamilyActivation
+
         self.check_form(layout)
-        return unpack(layout, reader.get, interleaved=self.interleaved)
+        weights = unpack(layout, reader.get, interleaved=self.interleaved)
+        return replace(weights, activation=FamilyActivation(self.config, layout.layer))
 
     def check_form(self, layout: LayerLayout) -> None:
         """Refuse fused projections of a model type that nobody has looked at: their halves may take turns.
@@ -123,7 +126,7 @@ class Checkpoint:
         )
 
     def _counts_extra(self, layout: LayerLayout) -> bool:
-        """Whether rows beyond the experts can be chosen, as LongCat's and ZAYA's can; Inkling's belong to shared ones."""
+        """Whether rows beyond the experts can be chosen, as LongCat's and ZAYA's can; Inkling's are of shared ones."""
         bias = layout.stacked.get("selection_bias")
         return layout.extra > 0 and bias is not None and layout.shapes[bias][-1] == layout.width
 
