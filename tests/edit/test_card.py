@@ -107,6 +107,9 @@ def test_a_path_is_no_base_model():
     assert [is_hub_id(name) for name in ("a/b", "lab", "./a", "/a/b", "a/b/c", "~/a")] == [True, *[False] * 5]
 
 
-def test_metadata_of_a_card():
-    assert source_metadata("---\nlicense: mit\n---\n# x\n")["license"] == "mit"
-    assert source_metadata("# no front matter\n") == {}
+def test_metadata_of_a_card(tmp_path):
+    assert source_metadata(tmp_path) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# x\n")
+    assert source_metadata(tmp_path) == {"license": "mit"}
+    (tmp_path / "README.md").write_text("# no front matter\n")
+    assert source_metadata(str(tmp_path)) == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from moeworks import __version__
@@ -99,12 +99,14 @@ def front_matter(plan: EditPlan, *, base_model: str, metadata: Mapping[str, Any]
     return text
 
 
-def source_metadata(readme: str) -> dict[str, Any]:
-    """Return the front matter of a card's text; empty where it has none."""
-    from huggingface_hub import ModelCard
+def source_metadata(folder: str | Path) -> dict[str, Any]:
+    """Return the front matter of the card in a checkpoint's folder; empty where there is none."""
+    from huggingface_hub import metadata_load
 
-    data: Any = ModelCard(readme, ignore_metadata_errors=True).data
-    return dict(data.to_dict())
+    readme = Path(folder) / "README.md"
+    if not readme.is_file() or not readme.read_text(encoding="utf-8").startswith("---"):
+        return {}
+    return dict(metadata_load(readme) or {})
 
 
 def is_hub_id(name: str) -> bool:

@@ -120,7 +120,10 @@ def verify(
     else:
         whole = TransformersEngine.load(against, dtype=dtype, device=device)
         try:
-            check_model(plan, side_of(whole), weights=not _narrowed(original, whole))
+            rounded = _narrowed(original, whole)
+            check_model(plan, side_of(whole), weights=not rounded)
+            if rounded:
+                plan = plan.model_copy(update={"header": plan.header.model_copy(update={"model": whole.identity})})
             logits, difference = check_logits(whole, engine, plan, given[:sample], statistics, batch_size=batch_size)
         except BadPlan as error:
             logits = Check(name="logits", state="failed", detail=str(error))

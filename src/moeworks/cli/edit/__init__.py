@@ -2,7 +2,7 @@
 
 import typer
 
-from moeworks.cli.edit import apply, compress, export, plan, ranks
+from moeworks.cli.edit import apply, compress, dose, export, plan, preview, ranks, repair, verify
 
 __all__ = ["app"]
 
@@ -14,7 +14,11 @@ app = typer.Typer(
 for name, function in (
     ("plan", plan.command),
     ("export", export.command),
+    ("dose", dose.command),
+    ("preview", preview.command),
     ("apply", apply.command),
+    ("verify", verify.command),
+    ("repair", repair.command),
     ("ranks", ranks.command),
     ("compress", compress.command),
 ):
