@@ -214,7 +214,8 @@ def _sparsemixer_weights(z: Array, ids: Array, jitter: float) -> Array:
     remaining, weights = z.copy(), np.empty(ids.shape)
     for slot in range(ids.shape[1]):
         best = remaining.max(-1, keepdims=True)
-        far = (best - z) / np.maximum(np.abs(z), best) > 2 * jitter
+        with np.errstate(invalid="ignore"):  # a masked expert's inf / inf is no reason to be far, and -inf stays out
+            far = (best - z) / np.maximum(np.abs(z), best) > 2 * jitter
         chosen = ids[:, slot, None]
         weights[:, slot] = np.take_along_axis(_softmax(np.where(far, -np.inf, remaining)), chosen, -1)[:, 0]
         np.put_along_axis(remaining, chosen, -np.inf, -1)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from moeworks.contract import Contract
 from moeworks.errors import BadData
 
-__all__ = ["TorchDetail", "combine_weights", "decide", "score_logits", "select", "selection_scores"]
+__all__ = ["TorchDetail", "combine_weights", "decide", "keep_best_groups", "score_logits", "select", "selection_scores"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def selection_scores(logits: Tensor, contract: Contract, detail: TorchDetail, bi
 def select(choice: Tensor, contract: Contract, detail: TorchDetail) -> Tensor:
     """Return the ids of the k experts with the largest selection scores, (n, k), in the router's slot order."""
     if contract.groups > 1:
-        choice = _keep_best_groups(choice, contract)
+        choice = keep_best_groups(choice, contract)
     if contract.score == "sparsemixer":
         return _one_by_one(choice, contract.top_k)
     return torch.topk(choice, contract.top_k, dim=-1, sorted=detail.sorted).indices
@@ -118,7 +118,8 @@ def _norm(weights: Tensor, contract: Contract) -> Tensor:
     return (weights.abs() if contract.score == "identity" else weights).sum(-1, keepdim=True)
 
 
-def _keep_best_groups(choice: Tensor, contract: Contract) -> Tensor:
+def keep_best_groups(choice: Tensor, contract: Contract) -> Tensor:
+    """Return the selection scores, (n, E), with the fill in place of experts outside the best groups."""
     grouped = choice.reshape(*choice.shape[:-1], contract.groups, -1)  # (n, G, E / G)
     best = 1 if contract.group_score == "max" else min(2, grouped.shape[-1])
     group_scores = grouped.topk(best, dim=-1).values.sum(-1)  # (n, G)

@@ -5,8 +5,9 @@ of operation act in this order, whatever their order in the plan; within a kind,
 
 1. `add`: z[e] += strength × unit. The unit is taken from the raw logits, before any edit: 1 (logit), the population
    standard deviation over experts (std), or maximum - minimum (spread) of the token.
-2. choice = selection scores of z, in the contract's own selection space (score, bias). The token's top and bottom of z
-   and of choice are taken here, once.
+2. choice = selection scores of z, in the contract's own selection space (score, bias). Where these weigh experts
+   against each other (a softmax beside a bias), those masked in step 5 are left out of the softmax, so that a mask is
+   the same as deleting them. The token's top and bottom of z and of choice are taken here, once.
 3. `promote`: z[e] = top of z + margin; choice[e] = top + (top - bottom) + 1 of choice.
 4. `demote`: z[e] = bottom of z - margin; choice[e] = bottom of choice - 1.
 5. `mask` with refill: z[e] = choice[e] = -inf; choice stays -inf when groups are filled, so it is never chosen.
@@ -151,7 +152,11 @@ def _add(raw: Array, active: Active) -> Array:
 
 def _choose(z: Array, contract: Contract, bias: Array | None, active: Active) -> tuple[Array, Array]:
     """Return the edited logits (n, E) and the ids (n, K)."""
-    choice = selection_scores(z, contract, bias=bias)
+    masked = np.zeros(z.shape, bool)
+    for edit, rows in active:
+        masked |= rows[:, None] & edit.masked
+    compares = contract.bias and contract.score == "softmax" and contract.order == "score_first"
+    choice = selection_scores(np.where(masked, -np.inf, z) if compares else z, contract, bias=bias)
     z_top, z_bottom = z.max(-1, keepdims=True), z.min(-1, keepdims=True)  # (n, 1)
     top, bottom = choice.max(-1, keepdims=True), choice.min(-1, keepdims=True)
     for edit, rows in active:
@@ -162,9 +167,6 @@ def _choose(z: Array, contract: Contract, bias: Array | None, active: Active) ->
         hit = rows[:, None] & edit.demote
         z = np.where(hit, z_bottom - edit.demote_margin, z)
         choice = np.where(hit, bottom - 1, choice)
-    masked = np.zeros(z.shape, bool)
-    for edit, rows in active:
-        masked |= rows[:, None] & edit.masked
     z, choice = np.where(masked, -np.inf, z), np.where(masked, -np.inf, choice)
     if contract.groups > 1:
         choice = np.where(masked, -np.inf, keep_best_groups(choice, contract))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moeworks.families.torch_contract import combine_weights, select, selection_scores
+from moeworks.families.torch_contract import combine_weights, keep_best_groups, select, selection_scores
 
 if TYPE_CHECKING:
     from moeworks.families.router import Router
@@ -115,11 +115,16 @@ def _choose(
     contract, detail, arrays = router.contract, router.detail, router.arrays
     assert contract is not None
     z = _add(logits.float(), active)
-    choice = selection_scores(z, contract, detail, arrays.bias)
+    compares = contract.bias and contract.score == "softmax" and contract.order == "score_first"
+    choice = selection_scores(_masked(z, active) if compares else z, contract, detail, arrays.bias)
     z, choice = _pin(z, choice, active)
-    if any(a.edit.masked is not None for a in active):
-        contract = replace(contract, group_fill="minus_infinity")  # a closed group must not outrank a mask
-    new_ids = select(choice, contract, detail)
+    if contract.groups > 1 and any(a.edit.masked is not None for a in active):
+        # what stands for experts of closed groups, zero say, must not bring back one that is masked
+        new_ids = select(
+            _masked(keep_best_groups(choice, contract), active), replace(contract, groups=1, groups_kept=1), detail
+        )
+    else:
+        new_ids = select(choice, contract, detail)
     new_weights = combine_weights(z, new_ids, contract, detail, arrays.expert_scale).to(weights.dtype)
     rows = _union([a.rows for a in active if a.edit.edits_choice], ids)
     ids, weights = _pick(rows, new_ids, ids), _pick(rows, new_weights, weights)
@@ -185,11 +190,15 @@ def _pin(z: Tensor, choice: Tensor, active: Sequence[Active]) -> tuple[Tensor, T
             where = _rows_and(a.rows, a.edit.demote)
             z = torch.where(where, z_low - a.edit.demote_margin, z)
             choice = torch.where(where, low - 1, choice)
+    return _masked(z, active), _masked(choice, active)
+
+
+def _masked(values: Tensor, active: Sequence[Active]) -> Tensor:
+    """Return logits or selection scores, (n, E), with -inf for masked experts."""
     for a in active:
         if a.edit.masked is not None:
-            where = _rows_and(a.rows, a.edit.masked)
-            z, choice = z.masked_fill(where, -torch.inf), choice.masked_fill(where, -torch.inf)
-    return z, choice
+            values = values.masked_fill(_rows_and(a.rows, a.edit.masked), -torch.inf)
+    return values
 
 
 def _resize(
