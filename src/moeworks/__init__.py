@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moeworks.address import Address, parse_addresses
+    from moeworks.compare import Comparison, compare, stability
     from moeworks.contract import Contract
     from moeworks.data import read_examples
     from moeworks.doctor import doctor
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Address": "address",
+    "Comparison": "compare",
     "Contract": "contract",
     "Example": "examples",
     "Message": "examples",
@@ -53,6 +55,7 @@ _HOMES = {
     "Span": "examples",
     "Trace": "trace",
     "Where": "where",
+    "compare": "compare",
     "compose": "plan.compose",
     "concat": "trace",
     "diff": "plan.compose",
@@ -76,14 +79,16 @@ _HOMES = {
     "record": "record",
     "save_plan": "plan",
     "select_stable": "find",
+    "stability": "compare",
     "steer": "plan",
     "study": "study",
 }
 
-_ROOMS = {"train"}  # packages of several verbs: `moeworks.train.unlearn`
+_ROOMS = {"edit", "place", "train", "watch"}  # packages of several verbs: `moeworks.train.unlearn`
 
 __all__ = [
     "Address",
+    "Comparison",
     "Contract",
     "Example",
     "Message",
@@ -95,6 +100,7 @@ __all__ = [
     "Trace",
     "Where",
     "__version__",
+    "compare",
     "compose",
     "concat",
     "diff",
@@ -118,6 +124,7 @@ __all__ = [
     "record",
     "save_plan",
     "select_stable",
+    "stability",
     "steer",
     "study",
 ]

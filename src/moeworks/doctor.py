@@ -18,6 +18,7 @@ _PURPOSES = {
     "transformers": "running models: record, steer, evaluate, generate, study",
     "data": "reading Hugging Face data sets (hf:NAME) and the loaders of public probes",
     "tasks": "evaluate --tasks",
+    "watch": "routing as Prometheus text",
 }
 
 
