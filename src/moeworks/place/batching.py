@@ -61,6 +61,7 @@ def experts_per_batch(
     if min(batches, default=0) < 1 or waiting < 1:
         raise BadData("batches and waiting are at least 1.")
     lines: list[dict[str, Any]] = []
+    single = steps_of(trace, CacheRules(), where=where)
     for size in batches:
         rules = CacheRules(batch=size)
         steps = steps_of(trace, rules, where=where)
@@ -75,7 +76,8 @@ def experts_per_batch(
             of_unit = np.bincount(unit, minlength=steps.units)
             seen = of_unit > 0
             low, high = ratio_intervals(sums[seen], of_unit[seen], samples=bootstrap, seed=seed)
-            load = np.bincount(trace.ids(shape.layer)[steps.step >= 0].ravel(), minlength=shape.experts) / steps.tokens
+            alone = layer_events(trace, single, CacheRules(), shape)
+            load = np.bincount(alone.experts, minlength=shape.experts) / single.tokens
             arrival, aware, count = _waiting(trace, shape.layer, size, waiting, where, most_steps)
             lines.append(
                 {
@@ -86,7 +88,7 @@ def experts_per_batch(
                     "low": float(low[0]),
                     "high": float(high[0]),
                     "chance": float(shape.experts * (1 - (1 - shape.top_k / shape.experts) ** size)),
-                    "load_chance": float((1 - (1 - np.minimum(load, 1)) ** size).sum()),
+                    "load_chance": float((1 - (1 - load) ** size).sum()),
                     "aware_steps": count,
                     "arrival": arrival,
                     "aware": aware,

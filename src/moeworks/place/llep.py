@@ -47,8 +47,8 @@ def least_loaded(
         gpus: P.
         alpha: a GPU takes at most alpha times the even share, as long as anything else is possible.
         fewest: a smaller portion is not moved unless it is all that is left (m, tokens of a worthwhile product).
-        threshold: with the largest GPU load / the mean below this, nothing is moved (lambda; the paper's is 1.3, and the
-            default here always plans, as the released code does).
+        threshold: with the largest GPU load / the mean below this, nothing is moved (lambda; the paper's is 1.3,
+            and the default here always plans, as the released code does).
 
     Raises:
         BadData: experts cannot be divided by GPUs.
