@@ -14,13 +14,22 @@ from moeworks.errors import BadData
 from moeworks.stats import DIAGNOSTICS, diagnose
 from moeworks.stats.diagnostics import DiagnosticName, shown
 
-LABELS = {"lang": ["en", "fr"], "domain": ["x", "y", "z"]}
+LABELS = {"lang": ["en", "fr"], "domain": ["x", "y", "z"], "tongue": ["en", "fr", "de", "es", "it", "pt"]}
+SCORES = {"fr": 0.7, "de": 0.6, "es": 0.8, "it": 0.65, "pt": 0.5}
 
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory):
     path = tmp_path_factory.mktemp("traces") / "trace"
-    return make_trace(path, requests=24, rows_per_request=60, labels=LABELS, topic=0.5)
+    layers, header = (0, 1, 2), {"text_hash": "same"}
+    return make_trace(path, requests=24, rows_per_request=60, layers=layers, labels=LABELS, topic=0.5, header=header)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scores") / "scores.json"
+    path.write_text(json.dumps(SCORES))
+    return path
 
 
 @pytest.fixture
@@ -35,10 +44,28 @@ def run(capsys):
     return run_words
 
 
-def arguments(trace, what):
-    if what == "saturation":
-        return {"checkpoints": {7: trace}}
-    return {"label": "domain"} if what == "committee" else {"fewest": 1} if what == "token_dependence" else {}
+def arguments(trace, what, scores):
+    """What each diagnostic needs to be told beside the trace."""
+    needed = {
+        "saturation": {"checkpoints": {7: trace}},
+        "drift": {"checkpoints": {7: trace}},
+        "committee": {"label": "domain"},
+        "token_dependence": {"fewest": 1},
+        "vocabulary_specialisation": {"fewest": 2},
+        "task_correlation": {"label": "tongue", "scores": str(scores)},
+    }
+    return needed.get(what, {})
+
+
+def words_of(given):
+    """The same as options of the command line."""
+    words = []
+    for name, value in given.items():
+        if name == "checkpoints":
+            words += [w for step, other in value.items() for w in ("--checkpoint", f"{step}={other.path}")]
+        else:
+            words += ["--label", value] if name == "label" else ["--option", f"{name}={value}"]
+    return words
 
 
 def test_names_agree():
@@ -46,9 +73,9 @@ def test_names_agree():
 
 
 @pytest.mark.parametrize("what", DIAGNOSTICS)
-def test_every_diagnostic_has_the_columns_that_are_printed(trace, what):
+def test_every_diagnostic_has_the_columns_that_are_printed(trace, what, scores):
     """And the number lies in its interval wherever there is one; intervals of resampled maxima are wide, not exact."""
-    table = diagnose(trace, what, **arguments(trace, what))
+    table = diagnose(trace, what, **arguments(trace, what, scores))
     headings, lines = shown(what, table)
     assert len(lines) == table.num_rows
     assert all(len(line) == len(headings) for line in lines)
@@ -58,20 +85,20 @@ def test_every_diagnostic_has_the_columns_that_are_printed(trace, what):
 
 
 @pytest.mark.parametrize("what", DIAGNOSTICS)
-def test_command_line_gives_the_same_table(trace, run, what):
-    words = ["inspect", trace.path, "--what", what]
-    words += {"committee": ["--label", "domain"], "saturation": ["--checkpoint", f"7={trace.path}"]}.get(what, [])
-    words += ["--option", "fewest=1"] if what == "token_dependence" else []
+def test_command_line_gives_the_same_table(trace, run, what, scores):
+    words = ["inspect", trace.path, "--what", what, *words_of(arguments(trace, what, scores))]
     code, out, err = run(*words, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["what"] == what
-    table = diagnose(trace, what, **arguments(trace, what))
+    table = diagnose(trace, what, **arguments(trace, what, scores))
     plain = [{k: None if v != v else v for k, v in row.items()} for row in table.to_pylist()]  # JSON has no NaN
+    assert found["sanity"] == {"passes": True, "failed": []}
     assert found["rows"] == plain
     code, out, _ = run(*words)
     assert code == 0
-    assert out.splitlines()[0].split()[0] == table.column_names[0]
+    assert out.startswith("sanity: ")
+    assert out.splitlines()[2].split()[0] == table.column_names[0]
     assert out.rstrip().endswith(DIAGNOSTICS[what].reading + ".")
 
 

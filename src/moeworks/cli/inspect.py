@@ -10,15 +10,31 @@ import typer
 from moeworks.cli.options import Device, Dtype, EngineName, Json, Seed, named_values, open_engine
 
 What = Literal[
+    "anomalies",
     "balance",
+    "chunk_sparsity",
+    "coactivation",
     "committee",
     "confidence",
     "divergence",
+    "drift",
     "drops",
+    "paths",
+    "position_specialisation",
     "repetition",
+    "reuse_distance",
+    "sanity",
     "saturation",
+    "sch_rolling",
+    "sch_static",
+    "specialisation",
+    "srp",
+    "task_correlation",
     "token_dependence",
     "token_overlap",
+    "transitions",
+    "u_shape",
+    "vocabulary_specialisation",
 ]
 
 
@@ -39,41 +55,48 @@ def command(
     ] = None,
     where: Annotated[str, typer.Option("--where", help="Tokens and layers of the trace that count.")] = "",
     label: Annotated[
-        str | None, typer.Option("--label", help="Label whose values are told apart: divergence, drops, committee.")
+        str | None,
+        typer.Option("--label", help="Label whose values are told apart: divergence, specialisation, committee, srp."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="Value of the label that others are compared with: divergence.")
+        str | None,
+        typer.Option("--base", help="Value of the label that others are compared with: divergence, u_shape."),
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option("--checkpoint", metavar="STEP=TRACE", help="Earlier trace, for saturation; repeatable."),
+        typer.Option("--checkpoint", metavar="STEP=TRACE", help="Other trace: saturation, drift; repeatable."),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Option of the diagnostic; repeatable.")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE", help="Draw the diagnostic of a trace into a .png or .svg file."),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Show a model's routers and contracts, proven or why not, or a diagnostic of a trace beside its chance level.
 
-    A model: routers, experts, parameters and bytes. A trace: one number a layer (and label), with the level it has by
-    chance and its interval from resampled documents; --json has all columns.
+    A model: routers, experts, parameters and bytes. A trace: its sanity first, and nothing else where numbers would be
+    wrong; then one number a layer (and label), with the level it has by chance and its interval from resampled
+    documents; --json has all columns.
     """
     traced = Path(source, "trace.json").is_file() or Path(source, "progress.json").is_file()
     if traced or what is not None:
         _refuse(source, engine=engine, device=device, dtype=dtype)
         _diagnose(
             source, what or "balance", where=where, label=label, base=base, checkpoint=checkpoint or [], seed=seed,
-            option=option, json=json,
+            option=option, picture=picture, json=json,
         )  # fmt: skip
         return
     from moeworks.cli.output import print_json
     from moeworks.errors import BadData
     from moeworks.inspect import inspect
 
-    if where or label or base or checkpoint or option:
+    if where or label or base or checkpoint or option or picture:
         raise BadData(
-            f"{source} is no trace's folder; --where, --label, --base, --checkpoint and --option are for one."
+            f"{source} is no trace's folder, which --where, --label, --base, --checkpoint, --option and --picture are for."
         )
     found = inspect(open_engine(source, engine, device=device, dtype=dtype))
     if json:
@@ -99,27 +122,45 @@ def _diagnose(
     base: str | None,
     checkpoint: list[str],
     option: list[str] | None,
+    picture: Path | None,
     seed: int,
     json: bool,
 ) -> None:
     from moeworks.cli.output import print_json, print_table
-    from moeworks.errors import BadData
+    from moeworks.errors import BadData, RunFailed
     from moeworks.stats.diagnostics import DIAGNOSTICS, diagnose, shown
+    from moeworks.stats.sanity import refusal, sanity, sentence
     from moeworks.trace import Trace
     from moeworks.where import Where
 
-    trace, options, checkpoints = Trace.open(source), named_values(option), {}
+    trace, options, checkpoints, clause = Trace.open(source), named_values(option), {}, Where.parse(where)
     for word in checkpoint:
         step, equals, path = word.partition("=")
         if not (equals and path and step.isdecimal()):
             raise BadData(f"'{word}' is not a checkpoint; write step=TRACE, as in 1000=traces/step-1000.")
         checkpoints[int(step)] = Trace.open(path)
-    table = diagnose(
-        trace, what, where=Where.parse(where), label=label, base=base, checkpoints=checkpoints, seed=seed, **options
-    )
+    checks = sanity(trace, where=clause, seed=seed)
+    if what != "sanity":
+        for one in (checks, *(sanity(other, seed=seed) for other in checkpoints.values())):
+            if reason := refusal(one):
+                raise RunFailed(reason)
+    table = diagnose(trace, what, where=clause, label=label, base=base, checkpoints=checkpoints, seed=seed, **options)
+    if picture is not None:
+        from moeworks.report.diagnostic_pictures import save_diagnostic
+
+        save_diagnostic(what, table, picture, source=source)
     if json:
         facts = {"trace": source, "model": trace.header.model and trace.header.model.name, "where": where}
-        print_json({"what": what, **facts, "options": options, "seed": seed, "rows": table.to_pylist()})
-        return
-    print_table(*shown(what, table))
-    print(f"\n{DIAGNOSTICS[what].reading}.")
+        found = [row for row in checks.to_pylist() if row["result"] == "fail"]
+        print_json(
+            {"what": what, **facts, "options": options, "seed": seed, "sanity": {"passes": not found, "failed": found},
+             "rows": table.to_pylist()}
+        )  # fmt: skip
+    else:
+        print(f"{sentence(checks)}.\n")
+        print_table(*shown(what, table))
+        print(f"\n{DIAGNOSTICS[what].reading}.")
+        if picture is not None:
+            print(f"Drawn in {picture}.")
+    if reason := refusal(checks):
+        raise RunFailed(reason)

@@ -15,6 +15,7 @@ from moeworks.compare.rows import Matched, match_rows
 from moeworks.errors import BadData
 from moeworks.stats.counts import layers_of
 from moeworks.stats.documents import ratio_intervals
+from moeworks.stats.near_ties import NEAR_TIE, near_tie_of
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["NEAR_TIE", "Comparison", "compare"]
 
 Array = NDArray[Any]
-# A decision is a near-tie if its margin is below this share of the token's largest selection score: rounding of the
-# coarser of the two engines' dtypes, carried through a model's depth, may turn it.
-NEAR_TIE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def compare(
     layers = layers_of(first, where)
     _same_shape(first, second, layers)
     matched = match_rows(first, second, where=where)
-    tie = _near_tie(first, second) if near_tie is None else near_tie
+    tie = near_tie_of(first, second) if near_tie is None else near_tie
     lacks = tuple(dict.fromkeys((*first.header.lacks, *second.header.lacks)))
     rows, requests = first.rows(), first.request_table()
     document = first.documents()[rows.request[matched.first]]  # (n,)
@@ -158,11 +156,6 @@ def _same_shape(first: Trace, second: Trace, layers: dict[int, int]) -> None:
             problems.append(f"layer {layer} has {experts} experts in {first.path} and {other} in {second.path}")
     if problems:
         raise BadData(f"these traces cannot be compared: {'; '.join(problems)}. Name layers that both have: layer=….")
-
-
-def _near_tie(first: Trace, second: Trace) -> float:
-    dtypes = [trace.header.engine.dtype for trace in (first, second) if trace.header.engine is not None]
-    return max((NEAR_TIE.get(dtype, NEAR_TIE["bfloat16"]) for dtype in dtypes), default=NEAR_TIE["bfloat16"])
 
 
 def _values(labels: Any, label: str | None, request: Array) -> dict[str, Array]:

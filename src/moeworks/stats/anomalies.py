@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import add_shares, layer_batches, layers_of
-from moeworks.stats.documents import draw_documents, percentiles
+from moeworks.stats.documents import FEWEST_DOCUMENTS, ratio_intervals
 from moeworks.stats.label_blocks import LabelBlocks, label_blocks
 from moeworks.where import Where
 
@@ -48,9 +48,9 @@ def anomalies(
     needs outputs, as `moeworks.edit` collects them (`output_norm` of each expert, share of dead neurons).
 
     Columns: `layer`, `value`; `degraded` and `degraded_chance`; `largest_share`, the domain's largest share of a
-    common expert, `largest_share_chance`; `specific`, `mass`, its 95 % interval `low`, `high` from resampled documents,
-    `chance` and `p`; `tokens`, `documents`. Chance exchanges the documents' values: few documents make specific experts
-    by themselves.
+    common expert, `largest_share_chance`; `specific`, `mass`, its 95 % interval `low`, `high` from resampled documents
+    (the experts as found), `chance` and `p`; `tokens`, `documents`. Chance exchanges the documents' values: few
+    documents make specific experts by themselves.
 
     Source: HoME (arXiv 2408.05430) [known from summaries], a recommendation model; what they are in a language model is
     our reading, without the outputs' norms, which weights alone stand in for.
@@ -89,9 +89,15 @@ def _anomalies(mass: Array, tokens: Array, private: float, times: float) -> tupl
     whole = rate.sum(0)
     share = rate / np.where(whole > 0, whole, 1)
     common = rate.mean(0) >= 1 / mass.shape[1]
-    specific = (share >= times / len(mass)) & (rate > 0)
+    specific = _specific(mass, tokens, times)
     largest = np.where(common, share, 0).max(1)
     return ((share > private) & common).sum(1), largest, specific.sum(1), (rate * specific).sum(1)
+
+
+def _specific(mass: Array, tokens: Array, times: float) -> Array:
+    """Return of which experts a value has at least `times` an even share, (v, E)."""
+    rate = mass / np.maximum(tokens, 1)[:, None]
+    return np.asarray((rate > 0) & (rate >= times / len(mass) * rate.sum(0)))
 
 
 def _describe(
@@ -102,18 +108,15 @@ def _describe(
     joined = np.concatenate([mass, tokens[..., None]], 2)
     degraded, largest, specific, found = _anomalies(mass.sum(1), tokens.sum(1), private, times)
     null = [
-        _anomalies(one[:, :-1], one[:, -1], private, times)
-        for one in blocks.exchanged(joined, permutations, seed=seed)
+        _anomalies(one[:, :-1], one[:, -1], private, times) for one in blocks.exchanged(joined, permutations, seed=seed)
     ]
     null_degraded, null_largest, _, null_mass = (np.stack(column) for column in zip(*null, strict=True))
-    drawn = []
-    for weights in draw_documents(mass.shape[1], samples=bootstrap, seed=seed):
-        for one in np.einsum("sb,vbe->sve", weights, joined):
-            drawn.append(_anomalies(one[:, :-1], one[:, -1], private, times)[3])
+    own = _specific(mass.sum(1), tokens.sum(1), times)  # (v, E)
+    masses = np.einsum("vbe,ve->bv", mass, own)  # on the experts as found
+    low, high = ratio_intervals(masses, tokens.T.astype(float), samples=bootstrap, seed=seed)
     lines = []
     for v, value in enumerate(blocks.values):
-        units = min(int(blocks.documents[v]), mass.shape[1])
-        low, high = percentiles(np.stack(drawn)[:, v], units, centre=float(found[v]))
+        known = min(int(blocks.documents[v]), mass.shape[1]) >= FEWEST_DOCUMENTS
         lines.append(
             {
                 "value": value,
@@ -123,8 +126,8 @@ def _describe(
                 "largest_share_chance": float(null_largest[:, v].mean()),
                 "specific": int(specific[v]),
                 "mass": float(found[v]),
-                "low": max(float(low), 0.0),
-                "high": float(high),
+                "low": float(low[v]) if known else float("nan"),
+                "high": float(high[v]) if known else float("nan"),
                 "chance": float(null_mass[:, v].mean()),
                 "p": float((1 + (null_mass[:, v] >= found[v] - 1e-12).sum()) / (1 + permutations)),
                 "tokens": int(tokens[v].sum()),

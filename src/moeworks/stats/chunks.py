@@ -1,4 +1,4 @@
-"""Token-level and chunk-level sparsity: which share of the experts one token, and several tokens together, leave alone."""
+"""Token-level and chunk-level sparsity: the share of the experts that one token, or several together, leave alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moeworks.errors import BadData
 from moeworks.stats.counts import layers_of
 from moeworks.stats.documents import ratio_intervals
-from moeworks.stats.stretches import SAMPLE, Stretches, stretches_of
+from moeworks.stats.stretches import SAMPLE, Stretches, stretches_of, whole_lengths
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def chunk_sparsity(
     Raises:
         BadData: a chunk is longer than the text there is.
     """
-    if not chunks or min(chunks) < 1 or cut not in ("joined", "texts"):
-        raise BadData(f"chunks={chunks}, cut={cut}: a chunk has 1 or more tokens, the cut is joined or texts.")
+    chunks = whole_lengths("chunks", chunks)
+    if cut not in ("joined", "texts"):
+        raise BadData(f"cut={cut}: chunks are cut from the texts joined, or from texts each for itself.")
     layers = layers_of(trace, where)
     texts = stretches_of(trace, where, sample=sample, seed=seed)
     places = {m: _chunks(texts, m, cut) for m in chunks}

@@ -81,8 +81,10 @@ def coactivation(
     return pa.Table.from_pylist(lines)
 
 
-def coactivation_lift(trace: Trace, layer: int, *, where: Where = Where(), sample: int = SAMPLE, seed: int = 0) -> Array:
-    """Return lift / chance of all pairs of a layer's experts, (E, E); NaN on the diagonal and where chance expects none.
+def coactivation_lift(
+    trace: Trace, layer: int, *, where: Where = Where(), sample: int = SAMPLE, seed: int = 0
+) -> Array:
+    """Return lift / chance of all pairs of a layer's experts, (E, E); NaN on the diagonal and where none is expected.
 
     Above 1: the two run together more often than their loads make random sets do.
     """
@@ -97,7 +99,7 @@ def coactivation_lift(trace: Trace, layer: int, *, where: Where = Where(), sampl
 
 
 def _expected(slots: Array, experts: int) -> Array:
-    """Return how often two experts run together by chance, (E, E): tokens by how many experts ran, each at its loads."""
+    """Return how often two experts run together by chance, (E, E): by how many experts ran, each at its loads."""
     size = (slots >= 0).sum(1)
     expected = np.zeros((experts, experts))
     for count in np.unique(size[size > 0]):

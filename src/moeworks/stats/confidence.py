@@ -8,9 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moeworks.errors import BadData
+from moeworks.contract import margins
 from moeworks.stats.counts import layers_of
-from moeworks.stats.distributions import entropy, softmax, weight_shares
+from moeworks.stats.distributions import entropy, weight_shares
+from moeworks.stats.documents import ratio_intervals, selected_documents
+from moeworks.stats.near_ties import near_tie_of
+from moeworks.stats.router_probabilities import router_probabilities
+from moeworks.stats.stretches import blocks_of_documents
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -21,47 +25,93 @@ __all__ = ["confidence"]
 
 Array = NDArray[Any]
 _CHUNK = 1 << 14  # rows at a time, so that float64 copies stay small
-_COLUMNS = ("top_weight", "weight_entropy", "top_probability", "entropy", "margin")
+_COLUMNS = (
+    "top_weight", "weight_entropy", "top_probability", "entropy", "margin", "top_k_mass", "near_ties", "z_loss",
+)  # fmt: skip
 
 
-def confidence(trace: Trace, *, where: Where = Where()) -> pa.Table:
-    """Return means over tokens, a row per layer.
+def confidence(
+    trace: Trace, *, where: Where = Where(), near_tie: float = 0.0, bootstrap: int = 200, seed: int = 0
+) -> pa.Table:
+    """Return means over tokens, a row per layer, with 95 % intervals `…_low`, `…_high` from resampled documents.
 
     Columns: `layer`, `tokens`; from the combine weights, divided by their sum, `top_weight` (the largest) and
     `weight_entropy` (divided by ln k; NaN for k = 1); from the logits, NaN in a trace without, `top_probability` and
-    `entropy` of their softmax (divided by ln E) and `margin`, by how much the last chosen expert beats the first that
-    is not, in the contract's own selection scores. A layer without a proved contract has no margin, nor one whose
-    selection bias the trace does not hold.
+    `entropy` of their softmax (divided by ln E), `top_k_mass`, the probability of the chosen experts together, and
+    `z_loss`, the mean of (ln Σ exp z)², which says how large logits have grown; a router with sigmoid scores has these
+    divided by their sum in place of a softmax. `margin`, by how much the last chosen expert beats the first that is
+    not, in the contract's own selection scores, and `near_ties`, the share of tokens whose margin is below `near_tie`
+    times their largest selection score: what another batch, engine or quantisation may decide otherwise. A layer
+    without a proved contract has no margin, nor one whose selection bias the trace does not hold. `bias_spread`, the
+    largest selection bias less the smallest; NaN for routers without. Levels of a router that knows nothing:
+    `entropy` 1, `top_probability_chance` 1 / E, `top_k_mass_chance` k / E.
+
+    Source: z-loss as in Megatron-core; the convention for sigmoid routers is ours.
+
+    Args:
+        trace: the trace.
+        where: which tokens and layers count.
+        near_tie: see above; 0 takes the level of the engine's dtype, see `NEAR_TIE`.
+        bootstrap: resamplings of documents (of at most 64 random groups of documents where there are more).
+        seed: of the resamplings.
 
     Raises:
         BadData: no token is selected.
     """
-    layers = layers_of(trace, where)
-    sums = {layer: np.zeros(len(_COLUMNS)) for layer in layers}
-    requests, tokens = trace.request_table(), 0
+    layers, documents = layers_of(trace, where), selected_documents(trace, where)
+    block_of, blocks = blocks_of_documents(np.ones(len(documents), bool), seed=seed)
+    sums = {layer: np.zeros((blocks, len(_COLUMNS))) for layer in layers}
+    requests, tokens, tie = trace.request_table(), np.zeros(blocks), near_tie or near_tie_of(trace)
     for part in trace.parts:
-        kept = np.flatnonzero(where.mask(part.rows(), requests))
-        tokens += len(kept)
+        rows = part.rows()
+        kept = np.flatnonzero(where.mask(rows, requests))
+        block = block_of[documents.of_request[rows.request[kept]]]
+        tokens += np.bincount(block, minlength=blocks)
         for layer in layers:
             shape = trace.header.shape_of(layer)
             for start in range(0, len(kept), _CHUNK):
-                sums[layer] += _sums(part, trace.header, shape, kept[start : start + _CHUNK])
-    if not tokens:
-        raise BadData(f"no token matches the clause '{where}'.")
-    means = np.stack(list(sums.values())) / tokens  # (layers, columns)
-    columns = {name: means[:, i] for i, name in enumerate(_COLUMNS)}
-    return pa.table({"layer": np.array(list(layers), np.int32), "tokens": np.full(len(layers), tokens), **columns})
+                chunk = slice(start, start + _CHUNK)
+                values = _values(part, trace.header, shape, kept[chunk], tie)  # (n, columns)
+                for column in range(len(_COLUMNS)):
+                    sums[layer][:, column] += np.bincount(block[chunk], values[:, column], minlength=blocks)
+    lines: list[dict[str, Any]] = []
+    for layer, experts in layers.items():
+        means = sums[layer].sum(0) / tokens.sum()
+        low, high = ratio_intervals(sums[layer], tokens, samples=bootstrap, seed=seed)
+        line: dict[str, Any] = {"layer": layer, "tokens": int(tokens.sum())}
+        for i, name in enumerate(_COLUMNS):
+            line |= {name: float(means[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
+        bias, _ = trace.header.values_of(layer)
+        line |= {
+            "bias_spread": float(np.ptp(bias)) if bias is not None else np.nan,
+            "top_probability_chance": 1 / experts,
+            "top_k_mass_chance": trace.header.shape_of(layer).top_k / experts,
+            "near_tie": tie,
+        }
+        lines.append(line)
+    return pa.Table.from_pylist(lines)
 
 
-def _sums(part: Part, header: TraceHeader, shape: LayerShape, rows: Array) -> Array:
-    """Return the sums over some rows, in the order of the columns."""
-    share = weight_shares(part.weights(shape.layer)[rows])  # (n, k)
-    spread = entropy(share).sum() / np.log(shape.top_k) if shape.top_k > 1 else np.nan
+def _values(part: Part, header: TraceHeader, shape: LayerShape, rows: Array, tie: float) -> Array:
+    """Return the numbers of some rows, (n, columns)."""
+    found = np.full((len(rows), len(_COLUMNS)), np.nan)
+    weights = part.weights(shape.layer)[rows]
+    share = weight_shares(weights)  # (n, k)
+    found[:, 0] = share.max(-1)
+    if shape.top_k > 1:
+        found[:, 1] = entropy(share) / np.log(shape.top_k)
     if not header.logits:
-        return np.array([share.max(-1).sum(), spread, np.nan, np.nan, np.nan])
+        return found
     logits = part.logits(shape.layer)[rows]  # (n, E)
-    p = softmax(logits)
-    found = header.margins_of(shape.layer, logits)
-    margin = np.nan if found is None else float(found.sum())
-    log_experts = np.log(shape.experts) if shape.experts > 1 else np.nan
-    return np.array([share.max(-1).sum(), spread, p.max(-1).sum(), entropy(p).sum() / log_experts, margin])
+    p = router_probabilities(logits, shape.contract)
+    found[:, 2] = p.max(-1)
+    found[:, 3] = entropy(p) / np.log(shape.experts) if shape.experts > 1 else np.nan
+    ran = weights != 0
+    found[:, 5] = np.where(ran, np.take_along_axis(p, part.ids(shape.layer)[rows].astype(np.int64), 1), 0).sum(1)
+    largest = logits.max(-1).astype(np.float64)
+    found[:, 7] = (largest + np.log(np.exp(logits - largest[:, None]).sum(-1))) ** 2
+    scores = header.selection_scores_of(shape.layer, logits)
+    if scores is not None and shape.contract is not None:
+        found[:, 4] = margins(scores, shape.contract)
+        found[:, 6] = found[:, 4] < tie * np.abs(scores).max(-1)
+    return found

@@ -129,7 +129,9 @@ def label_groups(trace: Trace, label: str, base: str, where: Where) -> LabelGrou
     )
 
 
-def group_sums(trace: Trace, where: Where, groups: LabelGroups, layers: Mapping[int, int], source: Source) -> dict[int, Array]:
+def group_sums(
+    trace: Trace, where: Where, groups: LabelGroups, layers: Mapping[int, int], source: Source
+) -> dict[int, Array]:
     """Return the sums of the tokens' routing distributions by group, (g, E), for each layer."""
     sums = {layer: np.zeros((len(groups.value), experts)) for layer, experts in layers.items()}
     requests = trace.request_table()
@@ -166,7 +168,9 @@ class Sides(NamedTuple):
         """Return the distributions that are compared, (documents, E) each: one row where pooled."""
         if self.paired:
             return self.ours, self.theirs
-        return mean_distributions(self.ours.sum(0, keepdims=True)), mean_distributions(self.theirs.sum(0, keepdims=True))
+        return mean_distributions(self.ours.sum(0, keepdims=True)), mean_distributions(
+            self.theirs.sum(0, keepdims=True)
+        )
 
 
 def sides_of(sums: Array, groups: LabelGroups, value: int) -> Sides:

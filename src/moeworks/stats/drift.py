@@ -45,8 +45,8 @@ def drift(
     `low`, `high` from resampled documents (moved so that their mean is the number itself), `chance`, its mean with the
     two traces exchanged at random for each document, and `p`; `overlap`, |S ∩ S'| / k, its interval `overlap_low`,
     `overlap_high`, `overlap_chance` (k / E) and `overlap_load_chance`: as in `saturation`; `tokens`, `documents`.
-    For the drift of one task, select its texts with `where`. What cannot be undone by routing (SAME's expert drift) needs
-    training, not a trace.
+    For the drift of one task, select its texts with `where`. What cannot be undone by routing (SAME's expert drift)
+    needs training, not a trace.
 
     Source: SAME (arXiv 2602.01990) [known from summaries].
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["count_hits", "count_reuse", "count_ranks", "count_windows"]
+__all__ = ["count_hits", "count_ranks", "count_reuse", "count_windows"]
 
 Array = NDArray[Any]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from moeworks.errors import BadData
 from moeworks.stats.counts import layer_batches, layers_of
 from moeworks.stats.distributions import jensen_shannon, normalised_divergence
 from moeworks.stats.divergence import group_sums, label_groups, resampled_means, sides_of
@@ -47,11 +48,14 @@ def layer_divergences(
 ) -> LayerDivergences:
     """Return the numbers of `divergence` with resampled ones; a sample draws the same documents in all layers.
 
-    Where documents are pooled, each sample is moved by their mean's distance from the number itself, as in `divergence`.
+    Where documents are pooled, each sample is moved by their mean's distance from the number itself, as in
+    `divergence`.
 
     Raises:
         BadData: as `divergence`.
     """
+    if measure not in ("normalised", "raw"):
+        raise BadData(f"measure={measure}: divergences are normalised or raw.")
     read: Literal["logits", "weights"] = "logits" if trace.header.logits else "weights"
     layers, groups = layers_of(trace, where), label_groups(trace, label, base, where)
     values = [v for v in range(len(groups.values)) if v != groups.base and (groups.value == v).any()]

@@ -44,7 +44,8 @@ def position_specialisation(
     `log_ratio`, `log_ratio_low`, `log_ratio_high`, and `log_ratio_chance`, the largest with positions shuffled;
     `tokens`, `documents`.
 
-    Source: near-uniform use over position ids in OpenMoE (arXiv 2402.01739) [known from summaries]; the measure is ours.
+    Source: near-uniform use over position ids in OpenMoE (arXiv 2402.01739) [known from summaries]; the measure is
+    ours.
 
     Args:
         trace: the trace.
@@ -98,9 +99,7 @@ def position_specialisation(
     return pa.Table.from_pylist(lines)
 
 
-def _lines(
-    runs: Array, drawn: Array, found: Array, tokens: Array, fewest: int, blocks: int
-) -> list[dict[str, Any]]:
+def _lines(runs: Array, drawn: Array, found: Array, tokens: Array, fewest: int, blocks: int) -> list[dict[str, Any]]:
     """Return rows from runs, (1 + shuffles, ranges, E), and resampled ones, (samples, ranges, E)."""
     distance, ratio = total_variation(runs), np.stack([log_ratios(one, fewest=fewest) for one in runs])
     low, high = percentiles(total_variation(drawn), blocks, centre=distance[0])

@@ -14,7 +14,7 @@ from moeworks.stats.compiled import compiled
 from moeworks.stats.counts import layers_of
 from moeworks.stats.documents import ratio_intervals
 from moeworks.stats.kernels import count_hits, count_ranks
-from moeworks.stats.stretches import Stretches, stretches_of
+from moeworks.stats.stretches import Stretches, stretches_of, whole_lengths
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def sch_rolling(
         BadData: a length is below 1 or a capacity not above 0.
         MissingExtra: numba is not installed.
     """
-    _check(segments, (*capacities, *pooled))
+    segments = _checked(segments, (*capacities, *pooled))
     count, layers = compiled(count_hits), layers_of(trace, where)
     texts = stretches_of(trace, where, sample=sample, seed=seed)
     order = np.random.default_rng([seed, 23]).permutation(texts.tokens)
@@ -109,7 +109,7 @@ def sch_static(
 
     Source: arXiv 2505.16056, version 1.
     """
-    _check(segments, capacities)
+    segments = _checked(segments, capacities)
     count, layers = compiled(count_ranks), layers_of(trace, where)
     texts = stretches_of(trace, where, sample=sample, seed=seed)
     if int((texts.stop - texts.start).max()) < min(segments):
@@ -132,9 +132,10 @@ def sch_static(
     return pa.Table.from_pylist(lines)
 
 
-def _check(segments: Sequence[int], capacities: Sequence[float]) -> None:
-    if not segments or min(segments) < 1 or not capacities or min(capacities) <= 0:
-        raise BadData(f"segments={segments}, capacities={capacities}: lengths are 1 or more, capacities above 0.")
+def _checked(segments: Sequence[int], capacities: Sequence[float]) -> tuple[int, ...]:
+    if not capacities or min(capacities) <= 0:
+        raise BadData(f"capacities={list(capacities)}: multiples of k are above 0, at least one of them.")
+    return whole_lengths("segments", segments)
 
 
 def _sizes(wanted: Sequence[float], k: int, experts: int) -> Array:

@@ -14,7 +14,7 @@ from moeworks.stats.compiled import compiled
 from moeworks.stats.counts import layers_of
 from moeworks.stats.documents import FEWEST_DOCUMENTS, LEVEL, draw_documents
 from moeworks.stats.kernels import count_windows
-from moeworks.stats.stretches import BLOCKS, SAMPLE, Stretches, stretches_of
+from moeworks.stats.stretches import BLOCKS, SAMPLE, Stretches, stretches_of, whole_lengths
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ def srp(
         BadData: a length is below 1, no text is as long, or the label is unknown.
         MissingExtra: numba is not installed.
     """
-    if not segments or min(segments) < 1 or level not in ("layer", "expert"):
-        raise BadData(f"segments={segments}, level={level}: lengths are 1 or more, the level is layer or expert.")
+    segments = whole_lengths("segments", segments)
+    if level not in ("layer", "expert"):
+        raise BadData(f"level={level}: SRP is by layer or by expert.")
     count = compiled(count_windows)
     layers = layers_of(trace, where)
     values = 1 if label is None else len(set(trace.request_table().labels.get(label, ())))
@@ -128,9 +129,7 @@ def srp(
                     ]
     for m, value in ((m, value) for m in segments for value in range(shape[0])):
         known = {"layer": None, "expert": None, "value": texts.values[value], "segment": m}
-        lines.append(
-            {**known, **_line(whole[m][0, value], whole[m][1, value].sum(0), texts, bootstrap, seed)}
-        )
+        lines.append({**known, **_line(whole[m][0, value], whole[m][1, value].sum(0), texts, bootstrap, seed)})
     return pa.Table.from_pylist([line for line in lines if line["windows"]])
 
 
@@ -144,9 +143,7 @@ def _independent(windows: Array) -> Array:
     return np.asarray(total * binom.pmf(np.arange(length + 1), length, rate))
 
 
-def _line(
-    windows: Array, null: Array, texts: Stretches, bootstrap: int, seed: int
-) -> dict[str, Any]:
+def _line(windows: Array, null: Array, texts: Stretches, bootstrap: int, seed: int) -> dict[str, Any]:
     """Return one row from the windows of each block, (blocks, m + 1)."""
     found = best_segment_router(windows.sum(0))
     low = high = np.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from moeworks.where import Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["BLOCKS", "SAMPLE", "Stretches", "blocks_of_documents", "sample_documents", "stretches_of"]
+__all__ = ["BLOCKS", "SAMPLE", "Stretches", "blocks_of_documents", "sample_documents", "stretches_of", "whole_lengths"]
 
 Array = NDArray[Any]
 BLOCKS = 64  # groups of documents that are resampled together where sums for every document would not fit
@@ -109,6 +110,17 @@ def blocks_of_documents(taken: Array, *, seed: int, most: int = BLOCKS) -> tuple
     block = np.full(len(taken), -1)
     block[np.random.default_rng([seed, 22]).permutation(chosen)] = np.arange(len(chosen)) % count
     return block, count
+
+
+def whole_lengths(name: str, lengths: Sequence[int]) -> tuple[int, ...]:
+    """Return lengths of segments or chunks as whole numbers.
+
+    Raises:
+        BadData: there is none, or one is no whole number above 0.
+    """
+    if not lengths or any(one < 1 or one != int(one) for one in lengths):
+        raise BadData(f"{name}={list(lengths)}: lengths are whole numbers of tokens, 1 or more, at least one of them.")
+    return tuple(int(one) for one in lengths)
 
 
 def stretches_of(

@@ -106,7 +106,9 @@ def _line(
     unit = spread or np.nan
     information = float(mutual_information(total))
     low, high = percentiles(drawn / unit, len(counts), centre=information / unit)
-    ones = [np.bincount(slots[slots >= 0], minlength=size) for slots, size in zip((first, second), total.shape, strict=True)]
+    ones = [
+        np.bincount(slots[slots >= 0], minlength=size) for slots, size in zip((first, second), total.shape, strict=True)
+    ]
     lift, expected = _lift(total, *ones, tokens=len(first))
     null_lift, _ = _lift(null, *ones, tokens=len(first))
     often = expected >= fewest

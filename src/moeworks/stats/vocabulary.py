@@ -94,9 +94,7 @@ def vocabulary_specialisation(
         for layer, experts in batch.items():
             expert, share = shares[layer]
             null = np.stack(nulls[layer])  # (shuffles, ids)
-            drawn = np.concatenate(
-                [w @ noise[layer] for w in draw_documents(len(taken), samples=bootstrap, seed=seed)]
-            )
+            drawn = np.concatenate([w @ noise[layer] for w in draw_documents(len(taken), samples=bootstrap, seed=seed)])
             low, high = percentiles(drawn + share.mean(), int(taken.sum()))
             often = np.argsort(-count[kept], kind="stable")[:100]
             best = often[np.argsort(-share[often], kind="stable")[:top]]
@@ -148,7 +146,7 @@ def _influence(
     count: Array,
     kept: Array,
 ) -> dict[int, Array]:
-    """Return what each document moves the mean share by, layer → (d,): Σ over its tokens of (ran - share) / N(x) / ids."""
+    """Return what each document moves the mean share by, layer → (d,): Σ of (ran - share) / N(x) / ids."""
     sums = {layer: np.zeros(len(documents)) for layer in shares}
     table = {layer: (np.full(len(words) + 1, -1), np.zeros(len(words) + 1)) for layer in shares}
     for layer, (expert, share) in shares.items():
