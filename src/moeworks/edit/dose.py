@@ -98,21 +98,21 @@ class DoseCurve(_Frozen):
         limit = f"limit {100 * self.limit:.3g} %"
         beyond = ""
         if self.beyond is not None:
-            beyond = f", not {100 * self.beyond.cut:.3g} % ({_times(self.beyond.perplexity)})"
-        if self.chosen is None:
-            assert self.beyond is not None  # some cut was tried
-            return (
-                f"{self.model} can take none of these cuts within the {limit}: already {100 * self.beyond.cut:.3g} % "
-                f"less experts make perplexity {_times(self.beyond.perplexity)} on held-out texts."
+            on_dev = next(point.perplexity for point in self.doses if point.cut == self.beyond.cut)
+            beyond = (
+                f"{100 * self.beyond.cut:.3g} % (times {on_dev.value:.4g} on dev texts, "
+                f"{self.beyond.perplexity.value:.4g} on held-out ones)"
             )
+        if self.chosen is None:
+            return f"{self.model} can take none of these cuts within the {limit}: not even {beyond}."
         told = f"({_times(self.chosen.perplexity)} on held-out texts, {limit})"
-        if self.confirmed:
-            most = "" if self.beyond is not None else ", the largest cut that was tried"
-            return f"{self.model} can take {100 * self.chosen.cut:.3g} % {told}{beyond}{most}."
-        return (
-            f"Dev texts allow {self.model} a cut of {100 * self.chosen.cut:.3g} %, but held-out texts do not confirm "
-            f"it {told}{beyond}; take a smaller one."
-        )
+        if not self.confirmed:
+            return (
+                f"Dev texts allow {self.model} a cut of {100 * self.chosen.cut:.3g} %, but held-out texts do not "
+                f"confirm it {told}; take a smaller one."
+            )
+        rest = f", not {beyond}" if beyond else ", the largest cut that was tried"
+        return f"{self.model} can take {100 * self.chosen.cut:.3g} % {told}{rest}."
 
 
 def dose(

@@ -33,7 +33,12 @@ def save_dose_picture(curve: DoseCurve, path: str | Path) -> Path:
         limit = 1 + curve.limit
         axes.axhline(limit, color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"limit, +{100 * curve.limit:.3g} %", (0, limit), xytext=(2, 3), textcoords="offset points", fontsize=8
+            f"limit, +{100 * curve.limit:.3g} %",
+            (float(cut[-1]), limit),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
         )
         if random:
             across, up = np.array(random).T
