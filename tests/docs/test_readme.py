@@ -1,60 +1,20 @@
-"""The README's commands and its Python run as printed, and print what it shows (numbers may differ by machine)."""
+"""The commands and the Python of README and pages run as printed, and print what is shown (numbers may differ)."""
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from moeworks.cli import main
+from helpers.pages import blocks, check_shown, run_page
 
 README = Path(__file__).parents[2] / "README.md"
 EXTENDING = README.parent / "docs" / "extending.md"
-BLOCK = re.compile(
-    r"^<!-- run(?:: (?P<more>.*?))? -->\n"
-    r"```(?P<kind>bash|python)\n(?P<code>.*?)^```\n"
-    r"(?:```text\n(?P<shown>.*?)^```\n)?",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-class Block(NamedTuple):
-    more: str  # options that make the last command of the block quick enough for a test
-    kind: str
-    code: str
-    shown: str
-
-
-def blocks(page: Path = README) -> list[Block]:
-    return [Block(*(found[name] or "" for name in Block._fields)) for found in BLOCK.finditer(page.read_text())]
-
-
-def pattern(line: str) -> re.Pattern[str]:
-    """Return what a shown line allows: any number in place of a number, anything in place of `...`.
-
-    What the model writes may be another text where the processor rounds differently; that it is there is checked.
-    """
-    line = re.sub(r"(with(?:out)? the plan:).*", r"\1...", line)
-    parts = re.split(r"(\.\.\.|[-+]?\d+(?:[.,]\d+)*)", line)  # every second one is `...` or a number
-    free = {True: ".*", False: r"[-+]?[\d,.e-]+"}
-    return re.compile("".join(free[part == "..."] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
-
-
-def check_shown(shown: str, printed: str) -> None:
-    """Every line shown is printed, in this order."""
-    lines = iter(printed.splitlines())
-    for line in shown.splitlines():
-        if line != "...":
-            assert any(pattern(line).fullmatch(found) for found in lines), (
-                f"not printed in its place: {line}\n{printed}"
-            )
+PAGES = [page for page in sorted(EXTENDING.parent.glob("*.md")) if page != EXTENDING and blocks(page)]
 
 
 def test_there_is_something_to_run() -> None:
-    kinds = [block.kind for block in blocks()]
+    kinds = [block.kind for block in blocks(README)]
     assert kinds.count("bash") >= 4
     assert "python" in kinds
     assert README.read_text().count("```bash") == kinds.count("bash"), "a bash block without <!-- run -->"
@@ -73,17 +33,16 @@ def test_shown_lines_are_compared() -> None:
 @pytest.mark.slow
 def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    for block in blocks():
-        if block.kind == "python":
-            exec(compile(block.code, str(README), "exec"), {})
-        lines = block.code.strip().splitlines() if block.kind == "bash" else []
-        for number, line in enumerate(lines, 1):
-            words = shlex.split(line, comments=True) + (shlex.split(block.more) if number == len(lines) else [])
-            assert words[0] == "moeworks"
-            with pytest.raises(SystemExit) as stopped:
-                main(words[1:])
-            assert stopped.value.code == 0, f"{line}\n{capsys.readouterr().err}"
-        check_shown(block.shown, capsys.readouterr().out)
+    run_page(README, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(page, capsys)
 
 
 def test_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
