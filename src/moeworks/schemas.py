@@ -21,9 +21,11 @@ class SchemaEntry(NamedTuple):
 
 SCHEMAS = {
     "plan": SchemaEntry("moeworks.plan.schema", "Plan", "A plan file: operations on experts, and their evidence."),
+    "edit_plan": SchemaEntry("moeworks.edit.plan", "EditPlan", "An edit plan file: which experts stay, and how."),
     "trace": SchemaEntry("moeworks.trace.format", "TraceHeader", "`trace.json`, the header of a trace's folder."),
     "scores": SchemaEntry("moeworks.find", "ScoresHeader", "The header in a scores file's Arrow metadata."),
     "example": SchemaEntry("moeworks.examples", "Example", "One line of a JSONL data file."),
+    "profile": SchemaEntry("moeworks.place.profile", "Profile", "A profile file: how hot experts are, for placement."),
     "probe": SchemaEntry("moeworks.probes", "ProbeHeader", "`probe.json`, the header of a probe's folder."),
     "item": SchemaEntry("moeworks.probes", "Item", "One line of a probe's `items.jsonl`: something to measure."),
     "statistics": SchemaEntry(

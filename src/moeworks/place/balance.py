@@ -32,8 +32,8 @@ class GpuBalance:
 
     Attributes:
         table: a row per layer. `plain` (experts in their own order), `eplb` (placed by the loads of other documents)
-            with intervals from resampled documents, `fitted` (placed by the measured documents themselves), `chance` (an even
-            router with as many picks: what is above it is not noise); then means over batches:
+            with intervals from resampled documents, `fitted` (placed by the measured documents themselves), `chance`
+            (an even router with as many picks: what is above it is not noise); then means over batches:
             `batch_plain`, `batch_eplb`, `batch_llep`, and LLEP's share of tokens moved and copies sent a batch.
         placements: layer → EPLB's placement, one layer each.
         gpus, slots, groups, nodes, batch_tokens, batches: what was asked for; batches is how many were looked at.
