@@ -72,6 +72,10 @@ def test_adaptive_counts_by_hand():
     assert adaptive_counts(layers, 5, at_least=2) == (2, 3)
     assert adaptive_counts(layers, 5, at_least=1) == (2, 3)
     assert adaptive_counts([statistics(count=[1, 1]), statistics(1, count=[0, 0])], 3) == (2, 1)
+    # Two experts of one layer are used more than any of the other, which still gets a centre of its own.
+    steep = [statistics(count=[6, 4]), statistics(1, count=[1] * 10)]
+    assert [adaptive_counts(steep, total) for total in (2, 3)] == [(1, 1), (2, 1)]
+    assert adaptive_counts(steep, 4, at_least=2) == (2, 2)
     for total, at_least in ((1, 1), (9, 1), (3, 2)):
         with pytest.raises(BadData, match="not possible"):
             adaptive_counts(layers, total, at_least=at_least)
@@ -122,7 +126,7 @@ def test_sub_moe_groups_directions():
 def test_merge_moe_groups_by_up_and_gate():
     layer = random_layer(experts=4)
     layer.up[3], layer.gate[3] = 2 * layer.up[1], 2 * layer.gate[1]
-    layer.down[3] = layer.down[0]  # which is not looked at
+    layer.down[3], layer.down[2] = 50 * layer.down[0], 50 * layer.down[1]  # which is not looked at
     layer.up[2], layer.gate[2] = layer.up[0] + 0.1, layer.gate[0]
     given = statistics(count=[4, 8, 2, 0])
     grouping = group_layer("merge_moe", given, 2, weights=layer)
@@ -229,6 +233,14 @@ def test_protected_experts_stay_by_themselves(method):
     assert len(cut.dropped) == (3 if method == "dern" else 0)
     with pytest.raises(BadData, match="keep more"):
         group_layer(method, given, 1, weights=layer, protected=[unloved])
+
+
+def test_protected_experts_are_taken_out_of_every_table():
+    """Without expert 0, whose numbers lead astray: centres 1 and 3, and 2 is most like 3."""
+    cosine = {(0, 1): 0.9, (0, 2): 0.95, (1, 2): 0.1, (2, 3): 0.8, (1, 3): -0.5}
+    given = statistics(count=[99, 5, 1, 4], logit_gram=gram(cosine, [1, 2, 3, 4]))
+    assert members(group_layer("m_smoe", given, 3, protected=[0])) == {0: [0], 1: [1], 3: [3, 2]}
+    assert group_layer("m_smoe", given, 3, protected=[2]).order == (2, 0, 1, 3)
 
 
 def test_what_cannot_be_is_refused_with_all_reasons_at_once():
