@@ -2,7 +2,7 @@
 
 import typer
 
-from moeworks.cli.edit import apply, compress, dose, export, plan, preview, ranks, repair, verify
+from moeworks.cli.edit import apply, compress, dose, export, plan, preview, ranks, repair, unlearn, verify
 
 __all__ = ["app"]
 
@@ -19,6 +19,7 @@ for name, function in (
     ("apply", apply.command),
     ("verify", verify.command),
     ("repair", repair.command),
+    ("unlearn", unlearn.command),
     ("ranks", ranks.command),
     ("compress", compress.command),
 ):
