@@ -9,9 +9,10 @@ from scipy.stats import entropy
 
 from helpers.decisions import Text, write_texts
 from helpers.traces import make_header, make_identity, make_trace
-from moeworks.contract import Contract
+from moeworks.contract import Contract, select, selection_scores
 from moeworks.errors import BadData
 from moeworks.stats import balance, balance_of, confidence, load
+from moeworks.stats.near_ties import logit_margins
 from moeworks.where import Where
 
 
@@ -102,3 +103,25 @@ def test_a_layer_with_a_selection_bias_has_no_margin(tmp_path):
     (line,) = confidence(write_texts(tmp_path / "t", [text], header=header)).to_pylist()
     assert math.isnan(line["margin"])
     assert line["entropy"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus"])
+def test_logit_margins_are_what_a_logit_may_fall(score):
+    """The last chosen expert's logit lowered by 90 % of its margin keeps its place, by 110 % loses it.
+
+    On decisions that are close, where the first order is all there is.
+    """
+    contract = Contract(experts=16, top_k=4, score=score, bias=True)
+    rng = np.random.default_rng(0)
+    logits, bias = rng.normal(size=(4000, 16)), rng.normal(size=16) * 0.05
+    scores = selection_scores(logits, contract, bias=bias)
+    margins = logit_margins(logits, contract, bias, scores)
+    close = np.flatnonzero(margins < 0.02)[:200]
+    assert len(close) > 50
+    ids = select(scores, contract)
+    for row in close:
+        for share, stays in ((0.9, True), (1.1, False)):
+            moved = logits[row].copy()
+            moved[ids[row, -1]] -= share * margins[row]
+            again = select(selection_scores(moved[None], contract, bias=bias), contract)[0]
+            assert (set(again) == set(ids[row])) == stays

@@ -16,8 +16,8 @@ Label = Annotated[str | None, typer.Option("--label", help="Label whose values a
 WhereClause = Annotated[str, typer.Option("--where", help="Tokens and layers that count.")]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Draw it: a .png or .svg to write.")]
 
-COLUMNS = ("layer", "overlap", "low", "high", "chance", "flips", "first_flips", "near_ties", "margin", "flip_margin")
-MORE = ("reordered", "largest_weight_error")
+COLUMNS = ("layer", "overlap", "low", "high", "chance", "flips", "first_flips", "near_ties")
+MORE = ("near_ties_of_all", "margin", "flip_margin", "reordered", "largest_weight_error")
 
 
 def command(
@@ -29,7 +29,7 @@ def command(
         float | None,
         typer.Option(
             "--near-tie",
-            help="Margins below this share of the largest selection score are near-ties; by the dtypes, unless given.",
+            help="Margins below this share of a token's largest logit are near-ties; by the dtypes, unless given.",
             show_default=False,
         ),
     ] = None,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Cause", "cause_of_flips", "cause_of_weights", "shift_of_layers"]
 
 Array = NDArray[Any]
-EXPLAINED = 0.95  # share of rows that a cause must turn into what was seen
+EXPLAINED = 0.95  # share of all rows that a cause must turn into what was seen
+OF_FLIPS = 0.9  # share of the flips among them; a few may be near-ties beside
 WEIGHT_TOLERANCE = (
     1e-2  # relative; two engines' weights of one rule differ by rounding, those of two rules by much more
 )
@@ -24,7 +25,7 @@ WEIGHT_TOLERANCE = (
 
 @dataclass(frozen=True)
 class Cause:
-    """What differs, in words, and the share of the rows looked at that it explains."""
+    """What differs, in words, and the share of the flips (or of the wrong weights) looked at that it explains."""
 
     what: str
     share: float
@@ -43,16 +44,16 @@ def cause_of_flips(
         seen: (n, k) ids of the second trace.
         near_ties: share of the flips that are near-ties, NaN if unknown.
     """
-    best = Cause("unexplained", float(same_sets(own, seen).mean()))
+    flipped = ~same_sets(own, seen)
+    best = Cause("unexplained", 0.0)
     for what, ids in choice_variants(logits, contract, bias):
-        share = float(same_sets(ids, seen).mean())
-        if share > best.share:
+        alike = same_sets(ids, seen)
+        share = float(alike[flipped].mean()) if flipped.any() else 0.0
+        if share > best.share and alike.mean() >= EXPLAINED:
             best = Cause(what, share)
-    if best.what != "unexplained" and best.share >= EXPLAINED:
+    if best.share >= OF_FLIPS:
         return best
-    if near_ties >= EXPLAINED:
-        return Cause("near-ties", near_ties)
-    return Cause("unexplained", best.share)
+    return Cause("near-ties", near_ties) if near_ties >= OF_FLIPS else Cause("unexplained", max(best.share, 0.0))
 
 
 def cause_of_weights(

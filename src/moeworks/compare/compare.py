@@ -38,12 +38,13 @@ class Comparison:
         only_first, only_second, after_divergence: tokens left out, see `Matched`.
         shift: layers that the second trace's layer axis is moved by; 0 if it is not.
         lacks: what the second or first trace does not tell.
-        near_tie: margins below this share of the largest selection score count as near-ties.
+        near_tie: margins in logits below this share of a token's largest logit count as near-ties.
         layers: a row per layer; `overlap` is the mean share of a token's experts that both chose, `chance` k / E,
             `low` and `high` its interval from resampled documents; `flips` the share of tokens with another set,
             `first_flips` the share whose first flip is in this layer; `near_ties` the share of those first flips that
-            are near-ties, `flip_margin` and `margin` the median margins of them and of all tokens, in selection
-            scores (NaN without logits); `reordered` the share of tokens with the same set in another slot order;
+            are near-ties and `near_ties_of_all` that of all tokens (where the first is no larger, flips have another
+            cause), `flip_margin` and `margin` the median margins of first flips and of all tokens, in logits
+            (NaN without logits); `reordered` the share of tokens with the same set in another slot order;
             `weight_error` and `largest_weight_error` of experts that both chose, relative to the token's total;
             `cause` and `cause_share`; `weight_cause`.
         labels: a row per value of each label asked for and layer: tokens, overlap, flips.

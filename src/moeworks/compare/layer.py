@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.compare.causes import Cause, cause_of_flips, cause_of_weights
+from moeworks.stats.near_ties import relative_margins
 from moeworks.stats.sets import check_ids, chosen, overlap
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class LayerPair:
             "flips": float(self.flipped.mean()),
             "first_flips": float(first_flips.mean()),
             "near_ties": near,
+            "near_ties_of_all": float((margin[1] < tie).mean()) if margin is not None else float("nan"),
             "flip_margin": float(np.median(at_flips[0])) if at_flips is not None and len(flips) else float("nan"),
             "margin": float(np.median(margin[0])) if margin is not None else float("nan"),
             "reordered": float(self.reordered.mean()),
@@ -109,15 +111,11 @@ class LayerPair:
         return self.first.take(self.layer, "logits", self.matched.first[rows]) if self.first.header.logits else None
 
     def _margins(self, rows: Array) -> tuple[Array, Array] | None:
-        """Return margins in selection scores and as a share of the token's largest one, (m,) each."""
+        """Return margins in logits and as a share of the token's largest one, (m,) each."""
         logits = self._logits(rows)
         if logits is None or not len(rows):
             return None
-        margin = self.first.header.margins_of(self.layer, logits)
-        scores = self.first.header.selection_scores_of(self.layer, logits)
-        if margin is None or scores is None:
-            return None
-        return margin, margin / np.maximum(np.abs(scores).max(-1), np.finfo(np.float64).tiny)
+        return relative_margins(self.first.header, self.layer, logits)
 
     def _cause(self, undiverged: Array, near: float) -> Cause:
         rows = np.flatnonzero(undiverged)[:EXAMINED]

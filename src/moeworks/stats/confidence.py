@@ -12,7 +12,7 @@ from moeworks.contract import margins
 from moeworks.stats.counts import layers_of
 from moeworks.stats.distributions import entropy, weight_shares
 from moeworks.stats.documents import ratio_intervals, selected_documents
-from moeworks.stats.near_ties import near_tie_of
+from moeworks.stats.near_ties import logit_margins, near_tie_of
 from moeworks.stats.router_probabilities import router_probabilities
 from moeworks.stats.stretches import blocks_of_documents
 from moeworks.where import Where
@@ -40,8 +40,8 @@ def confidence(
     `entropy` of their softmax (divided by ln E), `top_k_mass`, the probability of the chosen experts together, and
     `z_loss`, the mean of (ln Σ exp z)², which says how large logits have grown; a router with sigmoid scores has these
     divided by their sum in place of a softmax. `margin`, by how much the last chosen expert beats the first that is
-    not, in the contract's own selection scores, and `near_ties`, the share of tokens whose margin is below `near_tie`
-    times their largest selection score: what another batch, engine or quantisation may decide otherwise. A layer
+    not, in the contract's own selection scores, and `near_ties`, the share of tokens whose margin in logits is below
+    `near_tie` times their largest logit: what another batch, engine or quantisation may decide otherwise. A layer
     without a proved contract has no margin, nor one whose selection bias the trace does not hold. `bias_spread`, the
     largest selection bias less the smallest; NaN for routers without. Levels of a router that knows nothing:
     `entropy` 1, `top_probability_chance` 1 / E, `top_k_mass_chance` k / E.
@@ -110,8 +110,9 @@ def _values(part: Part, header: TraceHeader, shape: LayerShape, rows: Array, tie
     found[:, 5] = np.where(ran, np.take_along_axis(p, part.ids(shape.layer)[rows].astype(np.int64), 1), 0).sum(1)
     largest = logits.max(-1).astype(np.float64)
     found[:, 7] = (largest + np.log(np.exp(logits - largest[:, None]).sum(-1))) ** 2
-    scores = header.selection_scores_of(shape.layer, logits)
-    if scores is not None and shape.contract is not None:
-        found[:, 4] = margins(scores, shape.contract)
-        found[:, 6] = found[:, 4] < tie * np.abs(scores).max(-1)
+    scores, contract = header.selection_scores_of(shape.layer, logits), shape.contract
+    if scores is not None and contract is not None:
+        found[:, 4] = margins(scores, contract)
+        bias, _ = header.values_of(shape.layer)
+        found[:, 6] = logit_margins(logits, contract, bias, scores) < tie * np.abs(logits).max(-1)
     return found
