@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from helpers.checkpoints import by_hand, saved
 from safetensors.torch import load_file, save_file
 
+from helpers.checkpoints import by_hand, saved
 from moeworks.edit.checkpoint import open_checkpoint
 from moeworks.edit.checkpoint.names import match, split
 from moeworks.errors import BadData, Unsupported

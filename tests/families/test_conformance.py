@@ -12,6 +12,7 @@ from moeworks.families.tiny import tiny_model
 OPAQUE = {"doge", "inkling", "nllb_moe", "switch_transformers"}
 NOT_RECORDED = {"doge", "nllb_moe", "switch_transformers"}
 NOT_EDITED = {"doge", "nllb_moe", "switch_transformers"}
+NOT_CUT = {*NOT_EDITED, "ernie4_5_vl_moe", "jetmoe"}
 pytestmark = pytest.mark.families
 
 
@@ -37,6 +38,7 @@ def test_family(family: str) -> None:
     assert (report.steered == "yes") == (family not in OPAQUE), report.steered
     assert (report.replayed == "yes") == (family not in OPAQUE), report.replayed
     assert (report.edited == "yes") == (family not in NOT_EDITED), report.edited
+    assert (report.cut == "yes") == (family not in NOT_CUT), report.cut
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v4", "gpt_oss", "lfm2_moe", "zaya", "llama4", "phimoe"])
@@ -46,9 +48,10 @@ def test_low_precision(family: str) -> None:
 
 
 def test_page_lists_every_reason() -> None:
-    good = FamilyReport("good", "Good", (0,), "top 2 of 8; softmax", *["yes"] * 5)
-    bad = FamilyReport("bad", "Bad", (0,), "", "no | way", "yes", "no plan", "no plan", "yes", {"vision": "a tower"})
+    good = FamilyReport("good", "Good", (0,), "top 2 of 8; softmax", *["yes"] * 6)
+    words = ("no | way", "yes", "no plan", "no plan", "yes", "no cut")
+    bad = FamilyReport("bad", "Bad", (0,), "", *words, {"vision": "a tower"})
     text = page([good, bad])
-    assert "2 families; 1 proven, 2 recorded, 1 steered, 1 replayed, 2 edited" in text
+    assert "2 families; 1 proven, 2 recorded, 1 steered, 1 replayed, 2 edited, 1 cut" in text
     assert "`bad`, not steered or replayed: no plan" in text
     assert "`bad`: 1, because a tower" in text

@@ -328,11 +328,9 @@ def _card(job: _Job) -> str:
     from moeworks.edit.card import model_card, source_metadata
 
     forecast = job.forecast()
-    old = job.checkpoint.folder / "README.md"
-    text = old.read_text(encoding="utf-8") if old.is_file() else ""
     return model_card(
         job.plan,
-        metadata=source_metadata(text) if text.startswith("---") else {},
+        metadata=source_metadata(job.checkpoint.folder),
         bytes_before=forecast.bytes_before,
         bytes_after=forecast.bytes_after,
     )

@@ -31,7 +31,7 @@ def refusals(
     """Return all that speaks against writing the plan, one sentence each; an empty list if nothing does."""
     found = list(_model(checkpoint, plan, hash_override))
     found += _transform(plan, statistics)
-    fitting = True
+    fitting = plan.transform in TRANSFORMS.names()
     for cut in plan.layers:
         problems = list(_layer(checkpoint, cut))
         fitting &= not problems
@@ -206,7 +206,7 @@ def _widths(checkpoint: Checkpoint, planned: list[Rewrite]) -> Iterator[str]:
     widths: dict[int | None, list[int]] = {}
     for rewrite in planned:
         widths.setdefault(rewrite.neurons, []).append(rewrite.layout.layer)
-        lists = {len(neurons) for neurons in (rewrite.cut.neurons if rewrite.cut else None) or ()}
+        lists = {len(neurons) for neurons in (rewrite.cut.neurons if rewrite.cut else None) or () if rewrite.narrow}
         if len(lists) > 1:
             yield (
                 f"Layer {rewrite.layout.layer} keeps {min(lists)} to {max(lists)} neurons in its experts; checkpoints "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from moeworks.edit.checkpoint.layout import LayerLayout
 from moeworks.edit.checkpoint.source import Checkpoint
 from moeworks.edit.plan import EditPlan, LayerCut
+from moeworks.edit.transforms import transform_keeps_width
 
 __all__ = [
     "CheckpointFormat",
@@ -59,6 +60,7 @@ class Rewrite:
         kept: old experts whose router rows stay, ascending; of merged ones all members in the layout `copies`.
         experts: number of experts in the end, padding among them.
         raw: whether tensors are copied expert by expert, whatever is in them.
+        narrow: whether experts come to have the neurons alone that the cut lists.
         extra: whether it is a layer for multi-token prediction.
     """
 
@@ -67,6 +69,7 @@ class Rewrite:
     kept: tuple[int, ...]
     experts: int
     raw: bool
+    narrow: bool = True
     extra: bool = False
 
     @property
@@ -77,7 +80,8 @@ class Rewrite:
     @property
     def neurons(self) -> int | None:
         """Neurons of each expert in the end, None as before."""
-        return None if self.cut is None or self.cut.neurons is None else len(self.cut.neurons[0])
+        lists = None if self.cut is None else self.cut.neurons
+        return len(lists[0]) if lists and self.narrow else None
 
 
 def rewrites(checkpoint: Checkpoint, plan: EditPlan, options: Options) -> list[Rewrite]:
@@ -123,12 +127,13 @@ def _rewrite(layout: LayerLayout, cut: LayerCut | None, plan: EditPlan, merge_la
         everyone = tuple(range(layout.experts))
         return Rewrite(layout=layout, cut=None, kept=everyone, experts=layout.experts, raw=True)
     raw = plan.transform == "cut" and cut.neurons is None and not merges(cut)
-    return rewrite_of(layout, cut, kept_experts(cut, merge_layout), raw=raw)
+    narrow = not transform_keeps_width(plan.transform)
+    return replace(rewrite_of(layout, cut, kept_experts(cut, merge_layout)), raw=raw, narrow=narrow)
 
 
-def rewrite_of(layout: LayerLayout, cut: LayerCut, kept: tuple[int, ...], *, raw: bool = False) -> Rewrite:
-    """Return the rewriting of a layer to the experts that are kept, without padding."""
-    return Rewrite(layout=layout, cut=cut, kept=kept, experts=len(kept), raw=raw)
+def rewrite_of(layout: LayerLayout, cut: LayerCut, kept: tuple[int, ...]) -> Rewrite:
+    """Return the rewriting of a layer to the experts that are kept, made anew and without padding."""
+    return Rewrite(layout=layout, cut=cut, kept=kept, experts=len(kept), raw=False)
 
 
 def kept_experts(cut: LayerCut, merge_layout: MergeLayout) -> tuple[int, ...]:

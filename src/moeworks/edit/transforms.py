@@ -15,7 +15,16 @@ from moeworks.edit.statistics import LayerStatistics
 from moeworks.errors import BadData, BadPlan
 from moeworks.registry import Registry
 
-__all__ = ["TRANSFORMS", "Transform", "cut", "needs_statistics", "transforms_with_statistics", "zero_neurons"]
+__all__ = [
+    "TRANSFORMS",
+    "Transform",
+    "cut",
+    "keeps_width",
+    "needs_statistics",
+    "transform_keeps_width",
+    "transforms_with_statistics",
+    "zero_neurons",
+]
 
 # (layer, its cut, its statistics or None, **options) → the new layer; a pure function, deterministic.
 Transform = Callable[..., LayerWeights]
@@ -49,6 +58,17 @@ def needs_statistics(function: Transform) -> Transform:
     return function
 
 
+def keeps_width(function: Transform) -> Transform:
+    """Mark a transform that leaves the width of experts as it is, whatever neurons a plan keeps."""
+    function.__dict__["keeps_width"] = True
+    return function
+
+
+def transform_keeps_width(name: str) -> bool:
+    """Return whether the transform of this name leaves the width of experts as it is."""
+    return bool(TRANSFORMS.get(name).__dict__.get("keeps_width", False))
+
+
 def transforms_with_statistics(name: str) -> bool:
     """Return whether the transform of this name needs statistics."""
     return bool(TRANSFORMS.get(name).__dict__.get("needs_statistics", False))
@@ -73,6 +93,7 @@ def cut(
 
 
 @TRANSFORMS.register("zero_neurons")
+@keeps_width
 def zero_neurons(
     weights: LayerWeights, plan: LayerCut, statistics: LayerStatistics | None = None, **options: Any
 ) -> LayerWeights:
@@ -102,4 +123,4 @@ def zero_neurons(
         tensor = getattr(kept, name)
         if tensor is not None:
             cut[name] = torch.where(alive[..., None] if tensor.ndim == 3 else alive, tensor, 0)
-    return replace(kept, **cut, down=torch.where(alive[:, None], kept.down, 0))
+    return replace(kept, **cut, down=kept.down)

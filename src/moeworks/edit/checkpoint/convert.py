@@ -164,7 +164,8 @@ def _stored_as(layout: LayerLayout, role: Role, tensor: Tensor, get: Get) -> dic
         beyond = before[: 0 if flat else len(before)][layout.experts :]
         if len(beyond) and beyond.shape[1:] != tensor.shape[1:]:
             raise Unsupported(f"{name} has rows beyond its experts, which cannot change their width.")
-        return {name: torch.cat([tensor.to(before.dtype), beyond])}
+        new = tensor.to(before.dtype)
+        return {name: torch.cat([new, beyond]) if len(beyond) else new}
     part = next(part for part in layout.numbered[0] if _role(layout, part) == role)
     dtype = get(layout.numbered[0][part]).dtype
     named = {layout.numbered_name(e, part): one.to(dtype).contiguous() for e, one in enumerate(tensor)}
