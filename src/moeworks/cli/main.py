@@ -22,6 +22,7 @@ from moeworks.cli import (
     generate,
     inspect,
     patch,
+    place,
     plan,
     probes,
     record,
@@ -64,7 +65,7 @@ for panel, name, function in (
     (FILES, "doctor", doctor.command),
 ):
     app.command(name, rich_help_panel=panel)(function)
-for group in (trace.app, plan.app, probes.app, edit.app, train.app, bench.app):
+for group in (trace.app, plan.app, probes.app, edit.app, place.app, train.app, bench.app):
     app.add_typer(group, rich_help_panel=FILES)
 
 

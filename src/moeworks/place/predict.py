@@ -21,7 +21,7 @@ from moeworks.where import Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["Prediction", "predict_experts", "recall_of"]
+__all__ = ["Prediction", "gather_guesses", "predict_experts", "recall_of"]
 
 Array = NDArray[Any]
 
@@ -136,6 +136,60 @@ def predict_experts(
             found[""][place, column] += np.take_along_axis(actual, _top(guess, layer_width), 1).sum()
     table = _table(names, targets, widths, found, ran, tokens, expert_bytes, bootstrap, seed)
     return Prediction(table, distance, width, len(measured), tokens, len(learned))
+
+
+def gather_guesses(
+    texts: Sequence[Sequence[tuple[Array, Array, Array]]],
+    documents: Array,
+    layers: Sequence[int],
+    experts: Sequence[int],
+    *,
+    name: str,
+    distance: int,
+    expert_bytes: float | None = None,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> Prediction:
+    """Measure guesses that were made elsewhere on half of the documents; chance guesses by the load of the others.
+
+    Args:
+        texts: for each text and target layer: guessed ids (n, w), ids and weights (n, k) as they came.
+        documents: (texts,) document of each. layers, experts: number and E of the target layers.
+        name: what to call the predictor. distance: layers ahead.
+        expert_bytes, bootstrap, seed: as in `predict_experts`.
+
+    Raises:
+        BadData: fewer than two documents.
+    """
+    names = np.unique(documents)
+    if len(names) < 2:
+        raise BadData(f"{len(names)} document is not enough: one is needed for the load, another to measure on.")
+    drawn = np.random.default_rng([seed, 17]).permutation(names)
+    measured = np.sort(drawn[max(1, len(names) // 2) :])
+    load = [np.zeros(count) for count in experts]
+    for text, document in zip(texts, documents, strict=True):
+        if document not in measured:
+            for runs, (_, ids, weights) in zip(load, text, strict=True):
+                runs += np.bincount(ids[weights != 0], minlength=len(runs))
+    found = {key: np.zeros((len(measured), len(layers))) for key in (name, "")}
+    ran = np.zeros((len(measured), len(layers)))
+    widths, tokens = [1] * len(layers), 0
+    generator = np.random.default_rng([seed, 37])
+    for text, document in zip(texts, documents, strict=True):
+        if document not in measured:
+            continue
+        place = int(np.searchsorted(measured, document))
+        tokens += len(text[0][0])
+        for column, (guessed, ids, weights) in enumerate(text):
+            hits, used, _ = recall_of(guessed, ids, weights)
+            widths[column] = guessed.shape[1]
+            found[name][place, column] += hits.sum()
+            ran[place, column] += used.sum()
+            with np.errstate(divide="ignore"):
+                noisy = np.log(load[column]) + generator.gumbel(size=(len(ids), len(load[column])))
+            found[""][place, column] += recall_of(_top(noisy, guessed.shape[1]), ids, weights)[0].sum()
+    table = _table([name], layers, widths, found, ran, tokens, expert_bytes, bootstrap, seed)
+    return Prediction(table, distance, None, len(measured), tokens, len(names) - len(measured))
 
 
 def _found(one: Predictor, text: Chunk, known: int, target: int, width: int, actual: Array) -> float:

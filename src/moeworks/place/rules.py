@@ -13,7 +13,7 @@ from moeworks.errors import BadData, did_you_mean
 if TYPE_CHECKING:
     from moeworks.artefact import LayerShape
 
-__all__ = ["CAUSAL", "POLICIES", "CacheRules", "Capacity", "Policy", "check_policy"]
+__all__ = ["BYTE_UNITS", "CAUSAL", "POLICIES", "CacheRules", "Capacity", "Policy", "check_policy"]
 
 Policy = Literal[
     "random", "fixed", "lru", "lfu", "lfru", "predictor", "least_stale", "sch", "belady_forced", "belady"
@@ -21,8 +21,18 @@ Policy = Literal[
 # In the order of what they know: nothing, the past, other documents, a few tokens of the future, all of it.
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 CAUSAL: tuple[Policy, ...] = ("random", "fixed", "lru", "lfu", "lfru", "predictor", "least_stale")
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(k|%|[kmg]i?b)?\s*$", re.IGNORECASE)
+BYTE_UNITS = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(k|%|[kmgt]i?b)?\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Capacity:
             return cls("k", number)
         if unit == "%":
             return cls("share", number / 100)
-        return cls("bytes", number * _UNITS[unit])
+        return cls("bytes", number * BYTE_UNITS[unit])
 
     def of(self, layers: Sequence[LayerShape], *, expert_bytes: float | None = None) -> tuple[int, ...]:
         """Return the experts that each layer may hold, at least 1 and at most all; a pool holds their sum.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData, did_you_mean
+from moeworks.place.rules import BYTE_UNITS
 
 if TYPE_CHECKING:
     from moeworks.artefact import ModelIdentity
 
-__all__ = ["PRECISIONS", "TokenTime", "expert_bytes", "expert_bytes_of", "token_time"]
+__all__ = ["PRECISIONS", "TokenTime", "expert_bytes", "expert_bytes_of", "parse_bytes", "token_time"]
 
 Array = NDArray[Any]
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?i?b)?(?:/s)?\s*$", re.IGNORECASE)
 # Bits of a weight as it is served; scales of block formats included (mxfp4: one byte for 32, nvfp4: one for 16).
 PRECISIONS: Mapping[str, float] = {
     "float32": 32, "bfloat16": 16, "float16": 16, "fp8": 8, "int8": 8, "int4": 4, "mxfp4": 4.25, "nvfp4": 4.5,
@@ -67,6 +70,14 @@ def expert_bytes(neurons: int, hidden: int, *, precision: str = "bfloat16", matr
     return matrices * neurons * hidden * bits / 8
 
 
+def parse_bytes(word: str) -> float:
+    """Read `25GB`, `800MiB` or a plain number of bytes."""
+    found = _SIZE.match(word)
+    if found is None:
+        raise BadData(f"'{word}' is no number of bytes; write it as 25GB, 800MiB or 26843545600.")
+    return float(found[1]) * BYTE_UNITS[(found[2] or "b").lower()]
+
+
 def expert_bytes_of(model: ModelIdentity | None, *, hidden: int, precision: str, matrices: int = 3) -> float:
     """Return the bytes of one expert of the model that a trace is of; of its largest, where layers differ.
 
@@ -80,7 +91,7 @@ def expert_bytes_of(model: ModelIdentity | None, *, hidden: int, precision: str,
 
 
 def token_time(
-    misses: Array,
+    misses: Array | Sequence[float],
     *,
     expert_bytes: float,
     bandwidth: float,
@@ -116,5 +127,5 @@ def token_time(
         loading=loading,
         hidden=float(hidden.sum()),
         expert_bytes=expert_bytes,
-        bytes_per_token=float((np.asarray(misses).sum() + wasted * len(loads)) * expert_bytes),
+        bytes_per_token=float((np.sum(misses) + wasted * len(loads)) * expert_bytes),
     )
