@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData, did_you_mean
 from moeworks.place.curve import split_documents
-from moeworks.place.predictors import PREDICTORS, Chunk, Predictor, PredictorName, make_predictor
+from moeworks.place.predictors import PREDICTORS, Chunk, Predictor, make_predictor
 from moeworks.stats.counts import layers_of
 from moeworks.stats.documents import ratio_intervals
 from moeworks.stats.sets import check_ids
@@ -68,7 +68,7 @@ def recall_of(guessed: Array, ids: Array, weights: Array) -> tuple[Array, Array,
 def predict_experts(
     trace: Trace,
     *,
-    predictors: Sequence[PredictorName] | None = None,
+    predictors: Sequence[str] | None = None,
     distance: int = 1,
     width: int | None = None,
     stored: int = 100,
@@ -94,10 +94,10 @@ def predict_experts(
     Raises:
         BadData: unknown predictor, distance beyond the layers, width beyond the experts, fewer than two documents.
     """
-    names = tuple(dict.fromkeys(predictors or PREDICTORS))
-    for name in names:
+    for name in predictors or ():
         if name not in PREDICTORS:
             raise BadData(f"no predictor is called '{name}'; {did_you_mean(name, PREDICTORS)}")
+    names = tuple(name for name in PREDICTORS if predictors is None or name in predictors)
     layers = layers_of(trace, where)
     if not 1 <= distance < len(layers):
         raise BadData(

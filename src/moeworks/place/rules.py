@@ -13,7 +13,7 @@ from moeworks.errors import BadData, did_you_mean
 if TYPE_CHECKING:
     from moeworks.artefact import LayerShape
 
-__all__ = ["BYTE_UNITS", "CAUSAL", "POLICIES", "CacheRules", "Capacity", "Policy", "check_policy"]
+__all__ = ["BYTE_UNITS", "CAUSAL", "POLICIES", "CacheRules", "Capacity", "Policy", "as_policies", "check_policy"]
 
 Policy = Literal[
     "random", "fixed", "lru", "lfu", "lfru", "predictor", "least_stale", "sch", "belady_forced", "belady"
@@ -139,6 +139,15 @@ class CacheRules:
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         return asdict(self)
+
+
+def as_policies(names: Sequence[str] | None, rules: CacheRules) -> tuple[Policy, ...] | None:
+    """Return names as policies after checking them; None stays None."""
+    if names is None:
+        return None
+    for name in names:
+        check_policy(name, rules)
+    return tuple(policy for policy in POLICIES if policy in names)
 
 
 def check_policy(policy: str, rules: CacheRules) -> None:

@@ -24,15 +24,17 @@ from moeworks.cli.place.options import (
 if TYPE_CHECKING:
     from moeworks.place import CacheCurve
 
-PolicyName = Literal[
-    "random", "fixed", "lru", "lfu", "lfru", "predictor", "least_stale", "sch", "belady_forced", "belady"
-]
-
 
 def command(
     trace: TraceFolder,
     policy: Annotated[
-        list[PolicyName] | None, typer.Option("--policy", help="Repeatable; all, unless given.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="random, fixed, lru, lfu, lfru, predictor, least_stale, sch, belady_forced, belady; repeatable; all, "
+            "unless given.",
+            show_default=False,
+        ),
     ] = None,
     capacity: Annotated[
         str,
@@ -97,6 +99,7 @@ def command(
     from moeworks.cli.output import print_json
     from moeworks.errors import BadData
     from moeworks.place import CacheRules, cache_curve
+    from moeworks.place.rules import as_policies
 
     opened = open_trace(trace)
     size = bytes_of_expert(opened.header.model, expert_bytes, hidden, precision)
@@ -107,7 +110,7 @@ def command(
         between=between, lookahead=lookahead,
     )  # fmt: skip
     curve = cache_curve(
-        opened, policies=policy, capacities=at, rules=rules, where=clause(where, phase), expert_bytes=size,
+        opened, policies=as_policies(policy, rules), capacities=at, rules=rules, where=clause(where, phase), expert_bytes=size,
         calibration_share=calibration, seed=seed,
     )  # fmt: skip
     times = _times(curve, size, bandwidth, compute, recall, distance, wasted) if bandwidth and size else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,14 +23,18 @@ from moeworks.cli.place.options import (
 if TYPE_CHECKING:
     from moeworks.place.predict import Prediction
 
-Name = Literal["load", "token", "markov", "activation_matrix", "oracle"]
 Distance = Annotated[int, typer.Option("--distance", min=1, help="Layers between what is known and what is foreseen.")]
 
 
 def command(
     trace: TraceFolder,
     predictor: Annotated[
-        list[Name] | None, typer.Option("--predictor", help="Repeatable; all, unless given.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--predictor",
+            help="load, token, markov, activation_matrix, oracle; repeatable; all, unless given.",
+            show_default=False,
+        ),
     ] = None,
     distance: Distance = 1,
     width: Annotated[
