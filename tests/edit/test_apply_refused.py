@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers.checkpoints import by_hand, plan_of, proved, saved, tensors_of
 from moeworks.edit.apply import apply, check_apply, draft_plan
@@ -160,3 +161,24 @@ def test_tables_of_token_ids(tmp_path) -> None:
 def test_a_share_that_is_none() -> None:
     with pytest.raises(BadData, match="above 0 and at most 1"):
         draft_plan("lab", 0)
+
+
+def test_other_weights_of_the_same_shape(softmax, tmp_path, monkeypatch) -> None:
+    from moeworks.edit import same_weights
+
+    keep = {layer: range(8) for layer in ALL}
+    plan = plan_of(softmax, keep, identity=proved("qwen3_moe", softmax))
+    assert check_apply(softmax, plan).notes == ()
+    other = saved("qwen3_moe", tmp_path / "other")
+    tensors = tensors_of(other)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadPlan, match=r"It was made for weights .*hash_override"):
+        check_apply(other, plan)
+    assert plan.model is not None
+    check_apply(other, plan, hash_override=plan.model.weight_hash)
+    check_apply(other, plan, compare=False)
+    monkeypatch.setattr(same_weights, "_HERE", 0)  # in a process of its own
+    assert check_apply(softmax, plan).notes == ()
+    monkeypatch.setattr(same_weights, "_free_memory", lambda: 10)
+    assert "do not fit into half" in check_apply(other, plan).notes[0]

@@ -1,12 +1,10 @@
-"""A cut of each layout that families have. Outside truth: stock transformers, and its run with logits at -inf."""
+"""A cut of each layout that families have; tests/families has all. Outside truth: stock code with logits at -inf."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from moeworks.errors import Unsupported
-from moeworks.families.conformance import families
 from moeworks.families.edit_checks import TOLERANCE, check_cut
 
 # One for each layout on disk, router rule and kind of bias; docs/families.md has them all.
@@ -45,10 +43,3 @@ def test_a_cut_is_the_masked_original(family: str) -> None:
 def test_what_cannot_be_cut_is_refused_with_the_reason(family: str) -> None:
     with pytest.raises(Unsupported, match=REFUSED[family]):
         check_cut(family)
-
-
-@pytest.mark.families
-@pytest.mark.parametrize("family", sorted(set(families()) - {*FAMILIES, *REFUSED}))
-def test_every_other_family(family: str) -> None:
-    torch.set_num_threads(1)
-    assert check_cut(family) <= TOLERANCE

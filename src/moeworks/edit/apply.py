@@ -19,6 +19,7 @@ from moeworks.edit.plan import FORMAT, VERSION, EditPlan, LayerCut
 from moeworks.edit.quantised import renumbered_names
 from moeworks.edit.refusals import refusals, width_entry
 from moeworks.edit.rewrite import CheckpointFormat, MergeLayout, Options, Rewrite, Tables, counts, rewrites
+from moeworks.edit.same_weights import Compared, compare_weights
 from moeworks.edit.stock import Unknown, stock_problems
 from moeworks.edit.writer import Shard, assign, finish, job_hash, unfinished_folder, write_shards
 from moeworks.engines.progress import Progress
@@ -117,6 +118,7 @@ def check_apply(
     tables: Tables = "refuse",
     expert_parallel: int = 1,
     hash_override: str | None = None,
+    compare: bool = True,
 ) -> Forecast:
     """Say what `apply` will write, or refuse it, from headers and config alone.
 
@@ -127,7 +129,7 @@ def check_apply(
         BadData, Unsupported: as `open_checkpoint`.
     """
     options = Options(layout=layout, pad=pad, format=format, tables=tables, expert_parallel=expert_parallel)
-    return _job(source, plan, options, statistics, max_shard_bytes, hash_override).forecast()
+    return _job(source, plan, options, statistics, max_shard_bytes, hash_override, compare).forecast()
 
 
 def apply(
@@ -145,6 +147,7 @@ def apply(
     tables: Tables = "refuse",
     expert_parallel: int = 1,
     hash_override: str | None = None,
+    compare: bool = True,
     progress: bool = False,
 ) -> Applied:
     """Write the checkpoint that a plan describes.
@@ -167,7 +170,8 @@ def apply(
         format: `uneven` allows unequal numbers of experts and is read by `moeworks.edit.uneven.load_edited` alone.
         tables: `replace` gives tokens whose expert goes from a table of token ids (DeepSeek-V4) another one.
         expert_parallel: the number of experts must be a multiple of this.
-        hash_override: the weight hash that the plan names, as `moeworks.plan.guards.check` has it.
+        hash_override: the weight hash that the plan names, to write it from other weights of this shape.
+        compare: load the model once to see that its weights are the plan's, if they fit into half of the free memory.
         progress: show a bar.
 
     Raises:
@@ -178,7 +182,7 @@ def apply(
     target = Path(output)
     check_output(target, mark=PLAN_FILE, overwrite=overwrite)
     options = Options(layout=layout, pad=pad, format=format, tables=tables, expert_parallel=expert_parallel)
-    job = _job(source, plan, options, statistics, max_shard_bytes, hash_override)
+    job = _job(source, plan, options, statistics, max_shard_bytes, hash_override, compare)
     if job.checkpoint.folder.resolve() == target.resolve():
         raise BadData(f"{target} is the checkpoint that is read; choose another output.")
     forecast = job.forecast()
@@ -239,6 +243,7 @@ def _job(
     statistics: Any,
     max_shard_bytes: int | None,
     hash_override: str | None,
+    compare: bool,
 ) -> _Job:
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     found = refusals(checkpoint, plan, options, statistics=statistics, hash_override=hash_override)
@@ -249,6 +254,9 @@ def _job(
     _raise(checkpoint, found)
     planned = rewrites(checkpoint, plan, options)
     config, notes = _config(checkpoint, plan, planned, options)
+    compared = compare_weights(checkpoint, plan, hash_override=hash_override) if compare else Compared()
+    _raise(checkpoint, [compared.problem] if compared.problem else [])
+    notes += (compared.note,) if compared.note else ()
     listed = outputs(checkpoint, plan, planned, options, statistics)
     shards = assign(listed, max_shard_bytes or checkpoint.files.largest_file())
     return _Job(checkpoint, plan, options, planned, config, shards, notes)

@@ -46,6 +46,10 @@ def command(
     hash_override: Annotated[
         str, typer.Option("--hash-override", metavar="HASH", help="The plan's weight hash, if other weights are meant.")
     ] = "",
+    compare: Annotated[
+        bool,
+        typer.Option("--compare/--no-compare", help="See that the weights are the plan's, if they fit into memory."),
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be written, or why it cannot be, and write nothing.")
     ] = False,
@@ -81,6 +85,7 @@ def command(
             tables=tables,
             expert_parallel=expert_parallel,
             hash_override=hash_override or None,
+            compare=compare,
         )
     else:
         forecast = apply(
@@ -97,6 +102,7 @@ def command(
             tables=tables,
             expert_parallel=expert_parallel,
             hash_override=hash_override or None,
+            compare=compare,
             progress=has_terminal(),
         )
     if json:
