@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moeworks.artefact import replace_file
+from moeworks.bench.edit_table import edit_tables, read_editing
 from moeworks.bench.picture import save_detection, save_steering
 from moeworks.bench.reading import read_detection, read_steering
-from moeworks.bench.schema import DetectCell, League, Settings, SteerCell
+from moeworks.bench.schema import DetectCell, EditCell, League, Settings, SteerCell
 from moeworks.bench.table import detection_tables, steering_tables
 
 __all__ = ["page", "save_page"]
@@ -63,10 +64,21 @@ def page(league: League) -> str:
             parts += [f"### {_title(model)}: steering", read_steering(steered, model=f"`{model}`")]
             parts.append(_how(league.steer_settings[model]))
             parts.append(steering_tables(steered))
+    if league.edit:
+        parts.append("## Editing")
+        parts.append(
+            "Every registered way to cut, merge or thin experts, at two shares, carried out in memory and measured on"
+            " held-out neutral texts. Plans are made from statistics of texts of all languages and domains (matching)"
+            " and of English alone (mismatching); methods run with their defaults, super experts protected."
+        )
+        for model, edited in _by_model(league.edit):
+            parts += [f"### {_title(model)}: editing", read_editing(edited, model=f"`{model}`")]
+            parts.append(_how_edited(league.edit_settings[model]))
+            parts.append(edit_tables(edited))
     return "\n\n".join(parts) + "\n"
 
 
-def _by_model(cells: Sequence[DetectCell] | Sequence[SteerCell]) -> Iterator[tuple[str, list]]:  # type: ignore[type-arg]
+def _by_model(cells: Sequence[DetectCell] | Sequence[SteerCell] | Sequence[EditCell]) -> Iterator[tuple[str, list]]:  # type: ignore[type-arg]
     for model in dict.fromkeys(cell.model for cell in cells):
         yield model, [cell for cell in cells if cell.model == model]
 
@@ -84,4 +96,14 @@ def _how(settings: Settings) -> str:
         f" {sizes['experts']} experts where nothing says how many are sought, {sizes['permutations']} permutations,"
         f" {sizes['controls']} random plans; made with {versions}."
         + ("" if planted else f" Hash of the weights: {settings.weights}.")
+    )
+
+
+def _how_edited(settings: Settings) -> str:
+    sizes = settings.sizes
+    versions = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
+    return (
+        f"Budget `{settings.budget}`: {sizes['calibration']} calibration texts, {sizes['rows']} rows kept, "
+        f"{sizes['neutral'] or 'all'} test texts, {sizes['items'] or 'all'} items of each probe, {settings.seeds} "
+        f"random cuts; made with {versions}. Hash of the weights: {settings.weights}."
     )

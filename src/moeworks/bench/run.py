@@ -17,7 +17,7 @@ from moeworks.bench.steering import Evaluations, steered
 from moeworks.bench.store import Bench
 from moeworks.errors import BadData, did_you_mean
 
-__all__ = ["LEAGUE", "MODELS", "bench_detect", "bench_steer"]
+__all__ = ["LEAGUE", "MODELS", "bench_detect", "bench_steer", "versions"]
 
 MODELS, PLANTED = ("planted", "lab"), ("planted", "fake")
 LEAGUE = "league.json"
@@ -144,19 +144,24 @@ def _weights(case: Case, bench: Bench) -> str:
     return "" if case.truth is not None else bench.engine.identity.weight_hash
 
 
-def _settings(budget: BudgetName, sizes: Sizes, null_seeds: int, weights: str) -> Settings:
-    versions = {"moeworks": __version__}
+def versions() -> dict[str, str]:
+    """Return which programs a league is made with."""
+    found = {"moeworks": __version__}
     for name in ("numpy", "torch", "transformers"):
         try:
-            versions[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def _settings(budget: BudgetName, sizes: Sizes, null_seeds: int, weights: str) -> Settings:
     return Settings(
         budget=budget,
         seeds=sizes.seeds,
         null_seeds=null_seeds,
         weights=weights,
-        versions=versions,
+        versions=versions(),
         sizes=asdict(sizes),
     )
 

@@ -14,6 +14,7 @@ from moeworks.plan.evidence import Interval, Verdict
 __all__ = [
     "BudgetName",
     "DetectCell",
+    "EditCell",
     "Kind",
     "League",
     "Settings",
@@ -87,6 +88,26 @@ class SteerCell(_Cell):
     verdict: Verdict | None = None
 
 
+class EditCell(_Frozen):
+    """One method's plan at one share, made from one calibration text, carried out in memory."""
+
+    method: str
+    kind: str = Field(description="score, search, neurons or grouping")
+    model: str
+    keep: float
+    calibration: str = Field(description="matching: of all languages and domains, as the test; mismatching: English")
+    seed: int = 0
+    transform: str = ""
+    divergence: Interval | None = Field(None, description="KL on neutral text, nats a token")
+    agreement: float | None = None
+    perplexity: dict[str, float] = Field(default_factory=dict, description="by label, times what it was")
+    before: dict[str, float] = Field(default_factory=dict, description="perplexity of the whole model by label")
+    probes: dict[str, tuple[float, float]] = Field(default_factory=dict, description="metric before and after")
+    planning: float = Field(0.0, description="seconds from statistics to plan")
+    refused: str = Field("", description="why there is no result; empty where there is one")
+    seconds: float = 0.0
+
+
 class Settings(_Frozen):
     """How the cells of one kind and one model were made."""
 
@@ -108,6 +129,8 @@ class League(_Frozen):
     steer_settings: dict[str, Settings] = Field(default_factory=dict, description="by model")
     detect: tuple[DetectCell, ...] = ()
     steer: tuple[SteerCell, ...] = ()
+    edit_settings: dict[str, Settings] = Field(default_factory=dict, description="by model")
+    edit: tuple[EditCell, ...] = ()
 
 
 def save_league(league: League, path: Path) -> None:

@@ -61,6 +61,49 @@ def steer(
     _run(bench_steer, output, model, budget, methods, probes, page, again)
 
 
+@app.command("edit")
+def edit(
+    output: Folder = Path("out/league"),
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="`lab` or any model; repeatable.", show_default="lab")
+    ] = None,
+    budget: Budget = "quick",
+    methods: Methods = "",
+    keep: Annotated[str, typer.Option("--keep", help="Shares that stay, separated by commas.")] = "0.75,0.5",
+    calibration: Annotated[
+        str, typer.Option("--calibration", help="Only this calibration text: matching or mismatching.")
+    ] = "",
+    page: Page = None,
+    again: Again = False,
+) -> None:
+    """Prune and merge by every registered method: KL, perplexity by language and domain, probes, beside random cuts."""
+    from moeworks.bench.editing import EDIT_MODELS, bench_edit
+    from moeworks.bench.page import save_page
+    from moeworks.bench.run import LEAGUE
+    from moeworks.cli.progress import progress_bar
+    from moeworks.errors import BadData
+
+    try:
+        keeps = tuple(float(word) for word in _words(keep))
+    except ValueError:
+        raise BadData(f"--keep takes shares separated by commas, as in 0.75,0.5, not '{keep}'.") from None
+    with progress_bar("cells") as progress:
+        league = bench_edit(
+            output,
+            models=tuple(model or EDIT_MODELS),
+            budget=budget,
+            methods=_words(methods),
+            keeps=keeps,
+            calibrations=_words(calibration),
+            resume=not again,
+            progress=progress,
+        )
+    if page is not None:
+        save_page(league, page)
+        print(f"Written to {page}.")
+    print(f"Kept in {output / LEAGUE}.")
+
+
 @app.command("page")
 def show(
     output: Folder = Path("out/league"),

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from moeworks.edit.calibration import calibration_texts
 from moeworks.edit.files import load_edit_plan
 from moeworks.edit.plan import EditPlan
 from moeworks.edit.planning import plan_edit
 from moeworks.errors import BadData
 from moeworks.examples import Example
-from moeworks.probes import load_probe, neutral_texts, split_of
+from moeworks.probes import neutral_texts, split_of
+from moeworks.study.budget import some_of_each
 
 if TYPE_CHECKING:
     from moeworks.engines.base import Engine
 
-__all__ = ["FINDING", "DoseTexts", "dose_texts", "ranking_plan"]
+__all__ = ["DoseTexts", "dose_texts", "ranking_plan"]
 
-FINDING = "null/split"  # the built-in probe whose texts are of all languages and domains, and of no neutral document
+BUILT_IN = 400  # built-in texts that statistics are collected on
 
 
 class DoseTexts(NamedTuple):
@@ -37,7 +39,7 @@ def dose_texts(source: str | None) -> DoseTexts:
         BadData: a part has no text.
     """
     if source is None:
-        return DoseTexts(list(load_probe(FINDING).texts("find")), neutral_texts("dev"), neutral_texts("held_out"))
+        return DoseTexts(some_of_each(calibration_texts(), BUILT_IN), neutral_texts("dev"), neutral_texts("held_out"))
     from moeworks.data import read_examples
 
     parts: dict[str, list[Example]] = {"find": [], "dev": [], "held_out": []}

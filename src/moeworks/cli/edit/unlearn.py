@@ -58,7 +58,6 @@ def command(
     A plan is written only if held-out forget texts lose more than under every random cut and held-out retain texts
     stay within the limit; otherwise the exit code is 1. `moeworks edit apply` then deletes the experts.
     """
-    from moeworks.address import parse_addresses
     from moeworks.cli.output import print_json
     from moeworks.edit.files import save_edit_plan
     from moeworks.edit.unlearn import unlearn
@@ -69,7 +68,7 @@ def command(
         retain=retain,
         keep=keep,
         score=score,
-        protect="super" if protect == "super" else "none" if protect == "none" else parse_addresses(protect),
+        protect=protect or "none",
         limit=limit,
         controls=controls,
         weakens_safety=weakens_safety,
