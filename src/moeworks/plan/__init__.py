@@ -26,6 +26,7 @@ from moeworks.plan.schema import (
     TopK,
 )
 from moeworks.plan.steering import steer, with_amount
+from moeworks.plan.strength import with_strength
 from moeworks.plan.words import explain
 
 __all__ = [
@@ -75,4 +76,5 @@ __all__ = [
     "steer",
     "steer_neurons",
     "with_amount",
+    "with_strength",
 ]
