@@ -123,4 +123,4 @@ def zero_neurons(
         tensor = getattr(kept, name)
         if tensor is not None:
             cut[name] = torch.where(alive[..., None] if tensor.ndim == 3 else alive, tensor, 0)
-    return replace(kept, **cut, down=kept.down)
+    return replace(kept, **cut, down=torch.where(alive[:, None], kept.down, 0))
