@@ -90,14 +90,21 @@ def test_global_takes_the_best_of_all_layers_above_the_floors() -> None:
 
 
 def test_coverage_is_the_smallest_prefix_of_a_common_share() -> None:
-    # layer 0 covers .5 .8 .9 1, layer 1 covers .9 .94 .98 1; 4 of 8: share in (.5, .8] → 2 + 1; one is left over and goes
-    # to the layer that covers least, .8 < .9
+    # layer 0 covers .5 .8 .9 1, layer 1 covers .9 .94 .98 1; 4 of 8: a share in (.8, .9] takes 3 + 1
     two = [shape_of(layer, experts=4, top_k=1) for layer in range(2)]
     scores = [[5.0, 3.0, 1.0, 1.0], [0.90, 0.04, 0.04, 0.02]]
     assert counts("coverage", 0.4, rules(*two), scores) == [3, 1]  # int(4.8) go, 4 stay
+    assert counts("coverage", 0.4, rules(*two), scores[::-1]) == [1, 3]
     assert counts("coverage", 0.625, rules(*two), scores) == [4, 1]  # 5: share .9 … 0.9 + → 4 + 1
     assert counts("coverage", 0.25, rules(*two), scores) == [1, 1]
     assert counts("coverage", 1.0, rules(*two), scores) == [4, 4]
+
+
+def test_coverage_gives_what_a_tie_leaves_over_to_the_layer_that_covers_least() -> None:
+    # .9 …, .5 .8 …, .5 .8 …: up to .8 they take 1 2 2, above it 1 3 3; the sixth place goes to the first that covers .8
+    three = [shape_of(layer, experts=4, top_k=1) for layer in range(3)]
+    scores = [[0.90, 0.05, 0.03, 0.02], [5.0, 3.0, 1.0, 1.0], [5.0, 3.0, 1.0, 1.0]]
+    assert counts("coverage", 0.5, rules(*three), scores) == [1, 3, 2]
 
 
 def test_coverage_hits_the_rate_where_experts_are_worth_nothing() -> None:

@@ -70,7 +70,6 @@ def test_what_a_list_of_ids_cannot_say_is_refused(tmp_path) -> None:
 
 def test_peft_settings_name_real_parameters() -> None:
     from helpers.models import tiny_engine
-
     from moeworks.edit.exports import as_peft
 
     engine = tiny_engine("softmax")

@@ -64,7 +64,7 @@ def test_distance_is_euclidean_over_the_first_layer_or_all(library) -> None:
     both = np.sqrt(((asked[0] - stored[0]) ** 2).sum() + ((asked[2] - stored[2]) ** 2).sum())
     assert dict(library.nearest(asked))["law"] == pytest.approx(first)
     assert dict(library.nearest(asked, all_layers=True))["law"] == pytest.approx(both)
-    assert [name for name, _ in library.nearest(asked)][0] == "law"
+    assert library.nearest(asked)[0][0] == "law"
 
 
 def test_plans_come_back_whole(library) -> None:

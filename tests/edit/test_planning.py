@@ -110,7 +110,7 @@ def test_measured_super_experts_come_first(tmp_path, monkeypatch) -> None:
 def test_protected_experts_need_their_places() -> None:
     with pytest.raises(BadPlan, match="5 are protected; keep at least 5 of 8"):
         planned(protect="L1.E0-4")
-    with pytest.raises(BadPlan, match="L9.E0 does not exist"):
+    with pytest.raises(BadPlan, match=r"L9\.E0 does not exist"):
         planned(protect="L9.E0")
 
 

@@ -184,6 +184,9 @@ def test_super_experts_by_percentile_tenth_and_depth() -> None:
     layers = [layer_of(n, count=np.ones(100), peak=peaks[n]) for n in range(4)]
     assert super_experts_of(layers) == (Address(0, 5), Address(2, 7))
     assert super_experts_of(layers, first_share=1.0)[0] == Address(3, 9)
+    # second 9 and third 8: P99.5 is 8.5, so that only the tenth of 100 keeps 9 out
+    peaks[2, 7] = 9
+    assert super_experts_of([layer_of(n, count=np.ones(100), peak=peaks[n]) for n in range(4)]) == (Address(0, 5),)
     idle = [layer_of(0, count=np.zeros(100), peak=peaks[0])]
     assert super_experts_of(idle) == ()
 

@@ -74,7 +74,7 @@ def test_naee_finds_the_best_subset(name: str) -> None:
 
 def test_naee_adds_the_norms_of_batches() -> None:
     setting = Setting(CASES["softmax renormalised"])
-    found = SEARCHES.get("naee")(setting.statistics, 7, weights=setting.weights, shape=setting.shape, batch=15)
+    found = SEARCHES.get("naee")(setting.statistics, 4, weights=setting.weights, shape=setting.shape, batch=15)
     change = setting.output() - setting.output(list(found.keep))
     parts = [np.linalg.norm(change[start : start + 15]) for start in (0, 15, 30)]
     assert found.loss == pytest.approx(sum(parts), rel=1e-4)

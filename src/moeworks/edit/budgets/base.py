@@ -98,8 +98,4 @@ def _clipped(weight: Array, total: float, floors: Array, caps: Array) -> Array:
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if np.clip(middle * weight, floors, caps).sum() < total else (low, middle)
-    quotas = np.clip(high * weight, floors, caps)
-    free = (quotas > floors) & (quotas < caps)
-    if free.any():  # c exactly, so that remainders that are equal stay equal
-        quotas[free] = weight[free] * (total - quotas[~free].sum()) / weight[free].sum()
-    return np.asarray(quotas)
+    return np.asarray(np.clip(high * weight, floors, caps))

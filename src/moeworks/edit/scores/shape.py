@@ -20,8 +20,8 @@ def shape(statistics: Sequence[LayerStatistics]) -> Array:
 
     Source: SHAPE, arXiv 2606.09886 [secondary]. For the distinct sets A_j that hold expert i, with counts v(A_j), and
     N_ij other observed sets that contain A_j without i: a_i = min_j v(A_j) / N_ij over those with N_ij > 0, and the
-    score is the mean over j of (v(A_j) - a_i N_ij) / |A_j|, negative ones 0. An expert that was never chosen scores 0.
-    Sets have no label. The paper's layer budget is `--budget coverage`.
+    score is the mean over j of (v(A_j) - a_i N_ij) / |A_j|, which is never below 0. An expert that was never chosen
+    scores 0. Sets have no label. The paper's layer budget is `--budget coverage`.
 
     Raises:
         BadData: the distinct sets were not collected, or not every token runs k experts.
@@ -54,4 +54,4 @@ def _layer(sets: Array, counts: Array, experts: int) -> Array:
     np.add.at(total, sets, (value - replaced) / k)
     np.add.at(number, sets, 1.0)
     mean = np.divide(total, number, out=np.zeros(experts), where=number > 0)
-    return np.maximum(mean, 0.0)
+    return np.maximum(mean, 0.0)  # rounding
