@@ -110,8 +110,8 @@ def command(
         between=between, lookahead=lookahead,
     )  # fmt: skip
     curve = cache_curve(
-        opened, policies=as_policies(policy, rules), capacities=at, rules=rules, where=clause(where, phase), expert_bytes=size,
-        calibration_share=calibration, seed=seed,
+        opened, policies=as_policies(policy, rules), capacities=at, rules=rules, where=clause(where, phase),
+        expert_bytes=size, calibration_share=calibration, seed=seed,
     )  # fmt: skip
     times = _times(curve, size, bandwidth, compute, recall, distance, wasted) if bandwidth and size else []
     if picture is not None:
@@ -179,7 +179,7 @@ def _show(curve: CacheCurve, times: list[dict[str, Any]], size: float | None) ->
         print(f"\nOne expert has {size:,.0f} bytes as served.")
     if times:
         print_table(
-            ["policy", "ms a token", "loading", "hidden", "MB a token"],
+            ["policy", "ms a token", "ms of loads", "overlapped", "MB a token"],
             [
                 [
                     one["policy"],
