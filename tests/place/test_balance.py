@@ -91,7 +91,7 @@ def test_llep_always_finds_a_place() -> None:
 
 
 def test_balance_of_a_trace(tmp_path: Path) -> None:
-    """Expert 0 takes every token, 1 to 3 a third each, two GPUs: 0 and 1 carry (1 + 1/3) of 2, EPLB's 0 alone 1 of 2."""
+    """Expert 0 takes every token, 1 to 3 a third each, two GPUs: 0 and 1 carry (1 + 1/3) of 2."""
     ids = [[0, 1 + i % 3] for i in range(60)]
     trace = write_texts(tmp_path / "t", [Text({}, {0: ids}) for _ in range(12)], experts=(4,))
     found = balance_experts(trace, gpus=2, batch_tokens=60, fewest=1, seed=1)
@@ -130,7 +130,7 @@ def test_experts_of_a_batch_by_hand(tmp_path: Path) -> None:
 
 
 def test_expert_aware_batches_by_hand() -> None:
-    """Queues: 1 has three tokens (0, 2, 4), 0 two (1, 3). A batch of two takes two of 1, then 0's two, then the rest."""
+    """Queues: 1 has three tokens (0, 2, 4), 0 two (1, 3). A batch of two takes two of 1, then 0's, then the rest."""
     chosen = np.array([[1], [0], [1], [0], [1]])
     assert [batch.tolist() for batch in expert_aware_batches(chosen, 2)] == [[0, 2], [1, 3], [4]]
 

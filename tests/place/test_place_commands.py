@@ -51,7 +51,7 @@ def test_cache(run: Callable[..., Ran], tmp_path: Path) -> None:
     ran = run("cache", "trace", "--policy", "lru", "--policy", "belady", "--at", "50%", "--picture", "c.png", "--json")
     document = json.loads(ran.out)
     assert {row["policy"] for row in document["rows"]} == {"lru", "belady"}
-    assert {row["capacity"] for row in document["rows"]} == {"50%"}  # 2k of 8 is the same size
+    assert {row["capacity"] for row in document["rows"]} == {"2k"}  # half of 8 is the same size
     assert document["rules"]["batch"] == 1
     assert (tmp_path / "c.png").stat().st_size > 10_000
 

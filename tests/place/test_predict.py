@@ -27,7 +27,7 @@ def chunk(token: list[int], *layers: list[int], experts: int = 3) -> Chunk:
 
 
 def test_markov_by_hand() -> None:
-    """Layer 0's expert 0 is followed by 1, 1, 2: rates 0, 2/3, 1/3; expert 2 never ran: all together say 1/4 2/4 1/4."""
+    """Layer 0's expert 0 is followed by 1, 1, 2: rates 0, 2/3, 1/3; expert 2 never ran: all say 1/4 2/4 1/4."""
     one = make_predictor("markov", (3, 3), distance=1)
     one.learn(chunk([0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 2, 0]))
     one.finish()
