@@ -1,5 +1,86 @@
-"""Score → plan → apply: makes a smaller, merged or recombined checkpoint from a reviewable plan, and verifies it."""
+"""Score → plan → apply: makes a smaller, merged or recombined checkpoint from a reviewable plan, and verifies it.
+
+What needs torch is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from moeworks.edit.plan import EditPlan, LayerCut
 
-__all__ = ["EditPlan", "LayerCut"]
+if TYPE_CHECKING:
+    from moeworks.edit.budgets import BUDGETS, Constraints
+    from moeworks.edit.exports import export_edit_plan
+    from moeworks.edit.files import edit_plan_hash, load_edit_plan, save_edit_plan
+    from moeworks.edit.library import PlanLibrary
+    from moeworks.edit.methods import list_methods, lost_mass
+    from moeworks.edit.planning import plan_edit
+    from moeworks.edit.replan import as_mask, random_plans, reapply, recut
+    from moeworks.edit.scores import EDIT_SCORES, NEURON_SCORES, SEARCHES
+
+_HOMES = {
+    "BUDGETS": "budgets",
+    "Constraints": "budgets",
+    "EDIT_SCORES": "scores",
+    "NEURON_SCORES": "scores",
+    "PlanLibrary": "library",
+    "SEARCHES": "scores",
+    "as_mask": "replan",
+    "edit_plan_hash": "files",
+    "export_edit_plan": "exports",
+    "list_methods": "methods",
+    "load_edit_plan": "files",
+    "lost_mass": "methods",
+    "plan_edit": "planning",
+    "random_plans": "replan",
+    "reapply": "replan",
+    "recut": "replan",
+    "save_edit_plan": "files",
+}
+
+__all__ = [
+    "BUDGETS",
+    "EDIT_SCORES",
+    "NEURON_SCORES",
+    "SEARCHES",
+    "Constraints",
+    "EditPlan",
+    "LayerCut",
+    "PlanLibrary",
+    "as_mask",
+    "edit_plan_hash",
+    "export_edit_plan",
+    "list_methods",
+    "load_edit_plan",
+    "lost_mass",
+    "plan_edit",
+    "random_plans",
+    "reapply",
+    "recut",
+    "save_edit_plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moeworks.edit' has no attribute '{name}'")
+    return getattr(import_module(f"moeworks.edit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """A verb may be a module and a function: `moeworks.edit.recut` stays the function once the module is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOMES):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
