@@ -32,6 +32,7 @@ class Panel:
         series: columns whose values have a curve each (or, for dots and cells, a line each).
         text: column whose value is written into each cell, in place of the number.
         keep: (column, value): only rows with it; the nearest value there is.
+        scale: column whose largest value has the strongest colour of cells; the curve's own without.
         mean: whether rows of the same x and series are averaged (over layers).
         label: of the horizontal axis; the column's own name without.
         log: whether x is drawn on a scale of powers of two.
@@ -44,6 +45,7 @@ class Panel:
     series: tuple[str, ...] = ()
     text: str = ""
     keep: tuple[str, float] | None = None
+    scale: str = ""
     mean: bool = False
     label: str = ""
     log: bool = False
@@ -67,7 +69,7 @@ _HIT_RATE = (
 PANELS: Mapping[str, tuple[Panel, ...]] = {
     "anomalies": (
         Panel("Mass on the value's own experts", (Curve("mass"),), "cells", series=("value",)),
-        Panel("The same, values exchanged (chance)", (Curve("chance"),), "cells", series=("value",)),
+        Panel("The same, values exchanged (chance)", (Curve("chance"),), "cells", series=("value",), scale="mass"),
         Panel("Degraded experts", (Curve("degraded"),), "cells", series=("value",), text="degraded"),
     ),
     "balance": (
@@ -126,7 +128,7 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
     "divergence": (
         Panel("Divergence from the base (JS / ln 2)", (Curve("divergence"),), "cells", series=("value",)),
         Panel("Divided by what entropies allow", (Curve("normalised"),), "cells", series=("value",)),
-        Panel("Pooled divergence by chance", (Curve("chance"),), "cells", series=("value",)),
+        Panel("Pooled divergence by chance", (Curve("chance"),), "cells", series=("value",), scale="divergence"),
     ),
     "drift": (
         Panel("Divergence of the loads", (_main("divergence"),), series=("step",)),
@@ -166,7 +168,8 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
     "sch_static": _HIT_RATE,
     "specialisation": (
         Panel("Share of runs that go elsewhere", (Curve("distance"),), "cells", series=("value",), keep=("rank", 1)),
-        Panel("The same by chance", (Curve("distance_chance"),), "cells", series=("value",), keep=("rank", 1)),
+        Panel("The same by chance", (Curve("distance_chance"),), "cells", series=("value",), keep=("rank", 1),
+              scale="distance"),
         Panel("Most specialised expert: its number, shaded by its log ratio", (Curve("log_ratio"),), "cells",
               series=("value",), text="expert", keep=("rank", 1)),
     ),

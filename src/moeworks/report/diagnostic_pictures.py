@@ -182,7 +182,8 @@ def _cells(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         cell = names.index(tuple(row[column] for column in panel.series)), places.index(row[panel.x])
         values[cell] = _number(row[panel.curves[0].column])
         texts[cell] = _cell_text(row, panel, values[cell])
-    largest = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
+    scale = np.array([_number(row[panel.scale or panel.curves[0].column]) for row in rows])
+    largest = float(np.nanmax(scale)) if np.isfinite(scale).any() else 1.0
     image = axes.pcolormesh(
         np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=largest or 1.0, edgecolors="white", linewidth=0.8
     )

@@ -124,7 +124,7 @@ def _lines(
     runs = np.diagonal(together)
     rows, columns = np.triu_indices(len(runs), 1)
     found, chance = together[rows, columns], expected[rows, columns]  # (pairs,)
-    often = np.flatnonzero(chance >= fewest)
+    often = np.flatnonzero((chance >= fewest) & (chance > 0))
     order = often[np.argsort(-found[often] / chance[often], kind="stable")]
     order = order[:top] if top else order
     i, j = rows[order], columns[order]

@@ -26,22 +26,21 @@ def pairs_by_chance(rates: Array, size: int) -> Array:
         rates: (E,) how likely each expert is in the set; they sum to `size`.
         size: how many experts a set has.
     """
-    rate = np.clip(np.asarray(rates, np.float64), 0.0, 1 - 1e-6)
-    inside = np.flatnonzero(rate > 0)
-    pairs = np.diag(np.asarray(rates, np.float64))
-    if size < 2 or len(inside) <= size:  # with no choice at all, the sets are known
-        if 2 <= size == len(inside):
-            pairs[np.ix_(inside, inside)] = 1.0
-        return pairs
-    odds = _odds(rate[inside], size)
-    whole = _symmetric(odds, size)  # (size + 1,)
-    without = _leave_out(np.broadcast_to(whole, (len(odds), size + 1)), odds)  # (e, size + 1)
-    both = _leave_out(
-        np.broadcast_to(without[:, None, :], (len(odds), len(odds), size + 1)), np.broadcast_to(odds, (len(odds),) * 2)
-    )  # (e, e, size + 1)
-    found = odds[:, None] * odds[None, :] * both[..., size - 2] / whole[size]
-    np.fill_diagonal(found, rate[inside])
-    pairs[np.ix_(inside, inside)] = np.maximum((found + found.T) / 2, 0.0)
+    rate = np.asarray(rates, np.float64)
+    pairs = np.diag(rate)
+    always, maybe = np.flatnonzero(rate >= 1 - _CLOSE), np.flatnonzero((rate > 0) & (rate < 1 - _CLOSE))
+    pairs[always] = rate  # an expert of every set is beside another as often as that one is there at all
+    pairs[:, always] = rate[:, None]
+    left = size - len(always)
+    if left < 2 or len(maybe) <= left:
+        return pairs  # what is left is one expert, or no choice
+    odds = _odds(rate[maybe], left)
+    whole, without = _symmetric(odds, left), _without_each(odds, left)  # (left + 1,), (e, left + 1)
+    both = _leave_out(np.broadcast_to(without[:, None, :], (len(odds), len(odds), left + 1)), odds[None, :])
+    found = odds[:, None] * odds[None, :] * both[..., left - 2] / whole[left]  # (e, e)
+    found = np.where(odds[:, None] >= odds[None, :], found, found.T)  # the smaller one left out last loses no digits
+    np.fill_diagonal(found, rate[maybe])
+    pairs[np.ix_(maybe, maybe)] = np.maximum(found, 0.0)
     return pairs
 
 
@@ -50,12 +49,11 @@ def _odds(rate: Array, size: int) -> Array:
     odds = rate / (1 - rate)
     for _ in range(_STEPS):
         odds = odds / np.exp(np.log(odds).mean())
-        whole = _symmetric(odds, size)
-        without = _leave_out(np.broadcast_to(whole, (len(odds), size + 1)), odds)
-        found = odds * without[:, size - 1] / whole[size]
+        without = _without_each(odds, size)
+        found = odds * without[:, size - 1] / _symmetric(odds, size)[size]
         if np.abs(found - rate).max() < _CLOSE:
             break
-        odds = rate / (without[:, size - 1] / without[:, size]) / (1 - rate)
+        odds = rate / (1 - rate) * without[:, size] / without[:, size - 1]
     return np.asarray(odds)
 
 
@@ -65,6 +63,16 @@ def _symmetric(odds: Array, size: int) -> Array:
     found[0] = 1.0
     for one in odds:
         found[1:] += one * found[:-1]
+    return found
+
+
+def _without_each(odds: Array, size: int) -> Array:
+    """Return the polynomials of all variables but one, (e, size + 1); sums of positive numbers alone lose no digits."""
+    found = np.zeros((len(odds), size + 1))
+    found[:, 0] = 1.0
+    others = ~np.eye(len(odds), dtype=bool)
+    for one, left in zip(odds, others, strict=True):
+        found[:, 1:] += one * left[:, None] * found[:, :-1]
     return found
 
 

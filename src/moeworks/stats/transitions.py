@@ -111,7 +111,7 @@ def _line(
     ]
     lift, expected = _lift(total, *ones, tokens=len(first))
     null_lift, _ = _lift(null, *ones, tokens=len(first))
-    often = expected >= fewest
+    often = (expected >= fewest) & (lift > 0)
     best = np.argsort(np.where(often, -lift, np.inf).ravel(), kind="stable")[: min(top, int(often.sum()))]
     named = [divmod(int(place), total.shape[1]) for place in best]
     return {
