@@ -1,7 +1,7 @@
 """Statistics on disk: a folder with `statistics.json`, one safetensors file of sums a layer, and kept rows beside them.
 
-The header is written last, so that a folder with one is whole. A folder depends on a model and a text and on nothing that
-is done with it: every score, at every ratio, is a function of it. Folders of the same model are added up by
+The header is written last, so that a folder with one is whole. A folder depends on a model and a text and on nothing
+that is done with it: every score, at every ratio, is a function of it. Folders of the same model are added up by
 `merge_statistics`.
 """
 

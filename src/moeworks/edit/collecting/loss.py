@@ -40,15 +40,17 @@ def add_gradients(
         texts = requests.numbers[shown.take(rows.request)]
         seen.append((shown, torch.from_numpy(np.asarray(corpus.labels)[texts])))
 
-    where = Where(layer=tuple(sorted(by_layer)))
-    with looking_away(taps), _with_gradients(engine.model):
-        with engine.session(None, record=False, watch=Watch(observe, where, gradients=True)) as tap:
-            tap.start(batch)
-            tensors = batch.tensors(engine.pad_token, engine.model.device)
-            logits = _logits(engine.model(**tensors, use_cache=False))
-            loss = next_token_loss(logits, tensors["input_ids"], tensors["attention_mask"])
-            outputs = [shown.outputs for shown, _ in seen]
-            gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
+    watch = Watch(observe, Where(layer=tuple(sorted(by_layer))), gradients=True)
+    with (
+        looking_away(taps),
+        _with_gradients(engine.model),
+        engine.session(None, record=False, watch=watch) as tap,
+    ):
+        tap.start(batch)
+        tensors = batch.tensors(engine.pad_token, engine.model.device)
+        logits = _logits(engine.model(**tensors, use_cache=False))
+        loss = next_token_loss(logits, tensors["input_ids"], tensors["attention_mask"])
+        gradients = torch.autograd.grad(loss, [shown.outputs for shown, _ in seen], allow_unused=True)
     for (shown, labels), gradient in zip(seen, gradients, strict=True):
         if gradient is not None and shown.layer in by_layer:
             by_layer[shown.layer].add_gradients(shown.expert, labels.to(shown.key.device), shown.key.detach(), gradient)

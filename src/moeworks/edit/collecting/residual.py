@@ -2,8 +2,9 @@
 
 EASY-EP compares h with h + R. Where h stands is not declared anywhere, so in the first pass every input of the layer's
 own parts is tried: h is the one that gives the layer's output when the output of the block that holds the experts is
-added to it. R enters through that block, perhaps times a factor outside the router's weights and beside shared experts:
-the block runs once more with experts that give nothing, and the difference must be the experts' output times one factor.
+added to it. R enters through that block, perhaps times a factor outside the router's weights and beside shared
+experts: the block runs once more with experts that give nothing, and the difference must be the experts' output times
+one factor.
 """
 
 from __future__ import annotations

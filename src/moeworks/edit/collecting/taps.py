@@ -47,7 +47,7 @@ def new_gather(router: Router, labels: int, names: tuple[str, ...], *, sets: boo
     if gather.inner.identity:
         gather.refuse(
             OF_OUTPUTS,
-            f"layer {router.layer} has experts that hand their input on; they have no weights and no output of their own",
+            f"layer {router.layer} has experts that hand their input on and have no weights",
         )
         gather.inner = None
     return gather
