@@ -24,7 +24,7 @@ def make_small(monkeypatch, engine):
     monkeypatch.setattr(editing, "_open", lambda model: engine)
     monkeypatch.setattr(editing, "EDIT_SIZES", {"quick": sizes})
     monkeypatch.setattr(editing, "PROBES", ("facts/en",))
-    monkeypatch.setattr(editing, "CALIBRATIONS", {name: english_texts for name in ("matching", "mismatching")})
+    monkeypatch.setattr(editing, "CALIBRATIONS", dict.fromkeys(("matching", "mismatching"), english_texts))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -172,4 +173,6 @@ def _rows(shown: Comparison, preview: Preview | None) -> list[tuple[str, str, st
 
 
 def _interval(interval: Interval) -> str:
+    if not (isfinite(interval.low) and isfinite(interval.high)):
+        return f"{interval.value:.4g}"  # too few documents for an interval
     return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"

@@ -102,7 +102,7 @@ class Comparison(_Frozen):
                 f"  loops              {_number(self.loops.before)} -> {_number(self.loops.after)} of "
                 f"{self.loops.texts} texts, {self.loops.begun} of them new"
             )
-        if self.size is not None:
+        if self.size is not None and self.size.ratio != 1:  # a mask saves nothing
             lines.append(
                 f"  size               {self.size.bytes_before / 1e6:.1f} -> {self.size.bytes_after / 1e6:.1f} MB, "
                 f"times {self.size.ratio:.3f}"

@@ -45,8 +45,11 @@ def command(
     """
     from moeworks.cli.output import print_json
     from moeworks.edit.repair import REPORT, repair
+    from moeworks.errors import BadData
     from moeworks.train.save import check_output
 
+    if not (edited / "config.json").is_file():
+        raise BadData(f"{edited} is no model's folder; give one that `moeworks edit apply` wrote.")
     check_output(output, mark=REPORT, overwrite=overwrite)  # before a model is loaded
     report = repair(
         str(edited) if not device and not dtype else open_engine(str(edited), "", device=device, dtype=dtype),
