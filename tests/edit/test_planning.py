@@ -134,6 +134,11 @@ def test_labels_domains_and_differences_reach_the_score() -> None:
     assert kept() == (1, 2)
     assert kept(domains=["fr", "en"], mix="max") == (0, 1)  # what one of them needs most
     assert kept(method="difference", label="fr", against="en", base="frequency") == (0, 7)
+    for more in ({"against": "en"}, {"method": "random", "mix": "sum"}):
+        with pytest.raises(BadPlan, match=f"do not look at {next(k for k in ('against', 'mix') if k in more)}"):
+            kept(**more)
+    with pytest.raises(BadPlan, match="do not look at label"):
+        plan_edit(two, identity=MODEL, method="m_smoe", label="fr")
     with pytest.raises(BadPlan, match="cannot mix domains"):
         kept(label="fr", domains=["fr", "en"])
     with pytest.raises(BadPlan, match="no option 'bas'"):
