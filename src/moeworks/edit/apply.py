@@ -153,8 +153,9 @@ def apply(
     """Write the checkpoint that a plan describes.
 
     Shards are written one after another in `OUTPUT.unfinished`, which takes its name at the end; a run that was killed
-    is gone on with by calling again with the same arguments. Memory stays below two of the largest shard, or the layer
-    that a merge works on where that is larger. Cuts copy what is stored, bit for bit, quantised weights too.
+    is gone on with by calling again with the same arguments. Cuts copy what is stored, bit for bit, quantised weights
+    too, and need less than two of the largest shard in memory. Whatever computes needs one shard and what its transform
+    makes of one layer: `mean` about five times the layer's bytes (benchmarks/edit_apply.py).
 
     Args:
         source: `lab`, a folder, a Hub id, or a checkpoint that is open.

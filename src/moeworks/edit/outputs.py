@@ -56,7 +56,10 @@ class Sources:
         """Return what `change` makes of an old tensor; the file is unmapped at once."""
         reader = Reader(self._checkpoint.files)
         try:
-            return change(reader.get(name)).clone(memory_format=torch.contiguous_format)
+            before = reader.get(name)
+            changed = change(before)
+            shares = changed.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
+            return changed.clone(memory_format=torch.contiguous_format) if shares else changed
         finally:
             reader.close()
 
@@ -220,7 +223,9 @@ def _computed(
 
     def make(reader: Reader) -> dict[str, Tensor]:
         layer = checkpoint.unpack(layout, reader)
+        reader.close()  # stacked experts are copies by now; the pages of their files need not stay
         new = new_layer(layer, rewrite, plan, options, statistics, groups=checkpoint.settings.group_count)
+        del layer
         packed = pack(layout, new, reader.get, interleaved=checkpoint.interleaved)
         wrong = [name for name, tensor in packed.items() if tensor.shape != shapes[name].shape]
         if wrong or set(packed) != set(shapes):
