@@ -105,7 +105,7 @@ def split_documents(trace: Trace, *, where: Where, share: float, seed: int) -> t
     if len(documents) < 2:
         raise BadData(
             f"{len(documents)} {'document has' if len(documents) == 1 else 'documents have'} tokens that match "
-            f"'{where}'; one is needed to learn from and another to measure on: record more texts, or let more tokens count."
+            f"'{where}'; one is needed to learn from and another to measure on: record more texts."
         )
     drawn = np.random.default_rng([seed, 17]).permutation(documents)
     learned = min(len(documents) - 1, max(1, round(share * len(documents))))

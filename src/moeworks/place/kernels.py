@@ -107,6 +107,8 @@ def run_cache(
     total = len(home)
     events = len(starts) - 1
     all_at_once = pin or policy == BELADY
+    looks_ahead = policy in (BELADY, BELADY_FORCED)
+    protects = pin and policy != BELADY
     may_skip = policy == BELADY or (bypass and policy != BELADY_FORCED and policy != RANDOM)
     slots = np.full(capacity, -1, np.int32)
     slot_of = np.full(total, -1, np.int32)
@@ -114,11 +116,13 @@ def run_cache(
     last = np.zeros(total, np.int64)  # clock of the last access
     used = np.zeros(total, np.int64)  # event of the last access
     held = np.full(total, -1, np.int64)  # event that pins it
-    upcoming = np.zeros(total, np.int64)
     future = np.zeros(total, np.int64)
-    guess = np.zeros(total, np.float64)
+    key = np.zeros(total, np.float64)  # what is evicted first is lowest; the oldest among equals
     seen = np.zeros(total, np.bool_)
     order = np.zeros(total, np.int64)
+    # LRU keeps held experts in a ring from the oldest to the newest; the place `total` joins its ends.
+    older = np.full(total + 1, total, np.int32)
+    newer = np.full(total + 1, total, np.int32)
     size, distinct, clock, ahead = 0, 0, 0, 0
     np.random.seed(seed)
     for i in range(events):
@@ -129,13 +133,16 @@ def run_cache(
                 slot_of[x] = -1
                 count[x] = 0
                 future[x] = 0
-                guess[x] = 0.0
+                key[x] = 0.0
                 seen[x] = False
             size, distinct, ahead = 0, 0, i
+            older[total] = total
+            newer[total] = total
         if policy == SCH:
             while ahead < events and ahead < i + window and (ahead <= i or not fresh[ahead]):
                 for j in range(starts[ahead], starts[ahead + 1]):
                     future[experts[j]] += 1
+                    key[experts[j]] += 1.0
                 ahead += 1
         for j in range(begin, end):
             x = experts[j]
@@ -162,7 +169,7 @@ def run_cache(
                     expected = 0.0
                     for j in range(begin, end):
                         expected += tables[here, experts[j] - base[here], e]
-                    guess[base[here] + e] = expected / max(1, end - begin)
+                    key[base[here] + e] = expected / max(1, end - begin)
         if all_at_once:
             for j in range(begin, end):
                 x = experts[j]
@@ -171,9 +178,13 @@ def run_cache(
                 last[x] = clock
                 used[x] = i
                 held[x] = i
-                future[x] -= 1
-                if len(next_use):
-                    upcoming[x] = next_use[j]
+                if policy == LFU:
+                    key[x] = count[x]
+                elif policy == SCH:
+                    future[x] -= 1
+                    key[x] = future[x]
+                elif looks_ahead:
+                    key[x] = -next_use[j]
         for t in range(end - begin):
             order[t] = begin + t
         if policy == BELADY_FORCED and pin and end - begin > capacity:
@@ -192,41 +203,65 @@ def run_cache(
                 count[x] += 1
                 last[x] = clock
                 used[x] = i
-                future[x] -= 1
-                if len(next_use):
-                    upcoming[x] = next_use[order[t]]
+                if policy == LFU:
+                    key[x] = count[x]
+                elif policy == SCH:
+                    future[x] -= 1
+                    key[x] = future[x]
+                elif looks_ahead:
+                    key[x] = -next_use[order[t]]
             if slot_of[x] >= 0:
+                if policy == LRU and not all_at_once:
+                    newer[older[x]] = newer[x]
+                    older[newer[x]] = older[x]
+                    older[x] = older[total]
+                    newer[x] = total
+                    newer[older[x]] = x
+                    older[total] = x
                 continue
             if size < capacity:
                 slots[size] = x
                 slot_of[x] = size
                 size += 1
+                if policy == LRU:
+                    older[x] = older[total]
+                    newer[x] = total
+                    newer[older[x]] = x
+                    older[total] = x
+                continue
+            if policy == LRU:
+                e = newer[total]
+                while protects and e < total and held[e] == i:
+                    e = newer[e]
+                if e == total:
+                    continue
+                newer[older[e]] = newer[e]
+                older[newer[e]] = older[e]
+                slots[slot_of[e]] = x
+                slot_of[x] = slot_of[e]
+                slot_of[e] = -1
+                older[x] = older[total]
+                newer[x] = total
+                newer[older[x]] = x
+                older[total] = x
                 continue
             best, found, lowest, oldest = -1, 0, 0.0, 0
             for s in range(size + 1):  # the place after the last stands for the newcomer
                 if s == size and not may_skip:
                     break
                 e = x if s == size else slots[s]
-                if s < size and pin and policy != BELADY and held[e] == i:
+                if protects and s < size and held[e] == i:
                     continue
                 found += 1
                 if policy == RANDOM:
                     if np.random.random() * found < 1:
                         best = s
                     continue
-                score = 0.0
-                if policy == LFU:
-                    score = float(count[e])
-                elif policy == LFRU:
+                score = key[e]
+                if policy == LFRU:
                     score = count[e] / (i - used[e] + 1.0)
-                elif policy == PREDICTOR:
-                    score = guess[e]
                 elif policy == LEAST_STALE:
                     score = 1.0 if home[e] > here else 0.0
-                elif policy == SCH:
-                    score = float(future[e])
-                elif policy in (BELADY, BELADY_FORCED):
-                    score = -float(upcoming[e])
                 if best < 0 or score < lowest or (score == lowest and last[e] < oldest):
                     best, lowest, oldest = s, score, last[e]
             if best < 0 or best == size:  # all pinned, or the newcomer ranks lowest: used without being kept
@@ -234,3 +269,13 @@ def run_cache(
             slot_of[slots[best]] = -1
             slots[best] = x
             slot_of[x] = best
+        if policy == LRU and all_at_once:
+            for j in range(begin, end):  # those of this event are the newest, in its order
+                x = experts[j]
+                if slot_of[x] >= 0:
+                    newer[older[x]] = newer[x]
+                    older[newer[x]] = older[x]
+                    older[x] = older[total]
+                    newer[x] = total
+                    newer[older[x]] = x
+                    older[total] = x
