@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_sch_rolling_for_all_sizes_equals_the_plain_simulation(seed):
 
 
 def test_caches_start_anew_in_every_text_and_all_layers_may_share_one(tmp_path):
-    """Two texts of the golden tokens have the golden rate; a pool of two equal layers is one of twice as many experts."""
+    """Two texts of the golden tokens have the golden rate; two equal layers in a pool are one of twice the experts."""
     texts = [Text({}, {0: GOLDEN, 1: GOLDEN}), Text({}, {0: GOLDEN, 1: GOLDEN})]
     table = sch_rolling(write_texts(tmp_path / "t", texts, experts=4, part_bytes=1), segments=[2], capacities=(1,),
                         pooled=(1, 1.25)).to_pylist()  # fmt: skip
@@ -172,7 +173,7 @@ def test_static_hit_rate_by_hand(tmp_path):
     """Segments of 2: {0,1}{0,2}: 0 twice, of 4 runs the busiest has 2; and so on over 7 segments."""
     trace = write_texts(tmp_path / "t", [Text({}, {0: GOLDEN})], experts=4)
     (line,) = sch_static(trace, segments=[2], capacities=(1,)).to_pylist()
-    pairs = [np.bincount([*a, *b], minlength=4) for a, b in zip(GOLDEN, GOLDEN[1:], strict=False)]
+    pairs = [np.bincount([*a, *b], minlength=4) for a, b in itertools.pairwise(GOLDEN)]
     assert line["hit_rate"] == pytest.approx(sum(np.sort(f)[-2:].sum() for f in pairs) / (7 * 4))
     assert line["uses"] == 28
 

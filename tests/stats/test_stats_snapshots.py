@@ -38,7 +38,12 @@ def test_loads_may_stay_while_every_choice_changes(tmp_path):
 
 
 def test_drift_between_equal_models_is_at_chance_and_a_planted_one_is_not(tmp_path):
-    arguments = {"requests": 40, "rows_per_request": 40, "header": {"text_hash": "same"}, "labels": {"lang": ["en", "fr"]}}
+    arguments = {
+        "requests": 40,
+        "rows_per_request": 40,
+        "header": {"text_hash": "same"},
+        "labels": {"lang": ["en", "fr"]},
+    }
     final = make_trace(tmp_path / "final", part_bytes=5000, **arguments)
     moved = make_trace(tmp_path / "moved", planted={(1, 3): ("lang", "fr", 1.0)}, **arguments)
     first, second = drift([moved], final).to_pylist()
@@ -63,8 +68,10 @@ def shaped(path, strengths, *, languages=LANGUAGES, requests=60):
         for layer, by_value in enumerate(strengths)
         for expert, (value, strength) in enumerate(by_value.items())
     }
-    return make_trace(path, requests=requests, rows_per_request=60, layers=tuple(range(len(strengths))), labels=languages,
-                      planted=planted, topic=0.3)  # fmt: skip
+    layers = tuple(range(len(strengths)))
+    return make_trace(
+        path, requests=requests, rows_per_request=60, layers=layers, labels=languages, planted=planted, topic=0.3
+    )
 
 
 def test_a_planted_u_is_found_and_a_flat_line_is_none(tmp_path):
@@ -125,7 +132,7 @@ def test_tables_of_scores(tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps({"fr": 0.5, "de": 0.25}))
     (tmp_path / "bad.csv").write_text("fr,0.5\nde,much\n")
     assert read_scores(tmp_path / "scores.csv") == read_scores(tmp_path / "scores.json") == {"fr": 0.5, "de": 0.25}
-    with pytest.raises(BadData, match="line 2 of .* is not value,score: de,much"):
+    with pytest.raises(BadData, match=r"line 2 of .* is not value,score: de,much"):
         read_scores(tmp_path / "bad.csv")
     with pytest.raises(BadData, match="cannot be read: No such file"):
         read_scores(tmp_path / "none.csv")

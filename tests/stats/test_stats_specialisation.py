@@ -19,7 +19,10 @@ LABELS = {"domain": ["x", "y", "z"]}
 
 def test_rates_and_ratios_by_hand(tmp_path):
     """Maths: experts 0 0 1 of 3 tokens; stories: 1 1 0 0 0: of 8 runs 0 has 5 and 1 has 3."""
-    texts = [Text({"domain": "maths"}, {0: [[0], [0], [1]]}), Text({"domain": "stories"}, {0: [[1], [1], [0], [0], [0]]})]
+    texts = [
+        Text({"domain": "maths"}, {0: [[0], [0], [1]]}),
+        Text({"domain": "stories"}, {0: [[1], [1], [0], [0], [0]]}),
+    ]
     trace = write_texts(tmp_path / "t", texts, experts=3)
     rows = {(row["value"], row["rank"]): row for row in specialisation(trace, top=2, fewest=1).to_pylist()}
     maths = rows["maths", 1]
@@ -109,14 +112,12 @@ def mass_texts(tmp_path, *, header=None):
     texts = []
     for i in range(30):
         name = "abc"[i % 3]
-        texts.append(
-            Text({"domain": name}, {0: [[0, 1, 2, 3]] * 10}, {0: [shares[name]] * 10}, document=f"d{i}")
-        )
+        texts.append(Text({"domain": name}, {0: [[0, 1, 2, 3]] * 10}, {0: [shares[name]] * 10}, document=f"d{i}"))
     return write_texts(tmp_path / "t", texts, experts=4, header=header)
 
 
 def test_anomalies_by_hand(tmp_path):
-    """Expert 1 is a's alone but carries 1 / 6 of the mass, less than an even share: private, not a degraded common one."""
+    """Expert 1 is a's alone but carries 1 / 6 of the mass, less than an even share: not a common one."""
     rows = {row["value"]: row for row in anomalies(mass_texts(tmp_path)).to_pylist()}
     assert (rows["a"]["specific"], rows["a"]["mass"]) == (1, pytest.approx(0.5))
     assert (rows["b"]["specific"], rows["b"]["mass"]) == (2, pytest.approx(0.5))  # half of each is 1.5 even shares
@@ -131,7 +132,9 @@ def test_anomalies_by_hand(tmp_path):
 def test_a_common_expert_that_became_one_domains_own_is_degraded(tmp_path):
     shares = {"a": [0.9, 0.1], "b": [0.05, 0.95], "c": [0.05, 0.95]}
     texts = [
-        Text({"domain": d}, {0: [[0, 1]] * 5}, {0: [shares[d]] * 5}, document=f"{d}{i}") for i in range(8) for d in "abc"
+        Text({"domain": d}, {0: [[0, 1]] * 5}, {0: [shares[d]] * 5}, document=f"{d}{i}")
+        for i in range(8)
+        for d in "abc"
     ]
     rows = {r["value"]: r for r in anomalies(write_texts(tmp_path / "t", texts, experts=2), private=0.85).to_pylist()}
     assert rows["a"]["degraded"] == 0  # expert 0 carries a third of the mass, less than an even share

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moeworks.contract import combine_weights, margins, select
+from moeworks.contract import combine_weights, select
 from moeworks.errors import BadData
 from moeworks.stats.counts import layers_of
-from moeworks.stats.near_ties import near_tie_of
+from moeworks.stats.near_ties import near_tie_of, relative_margins
 from moeworks.stats.router_probabilities import look_like_probabilities
 from moeworks.where import Where
 
@@ -203,11 +203,12 @@ def _from_logits(trace: Trace, shape: LayerShape, rows: Array) -> list[_Found]:
         wrong = ((np.abs(weights - due) > most * largest) & (weights != 0)).any(1)
         found.append(_Found("weights_follow", "fail" if wrong.any() else "pass", len(rows), int(wrong.sum()), False))
     scores = trace.header.selection_scores_of(layer, logits) if known else None
-    if scores is None or contract is None:
+    margins = relative_margins(trace.header, layer, logits) if known else None
+    if scores is None or margins is None or contract is None:
         found.append(_not_told("ids_follow"))
     else:
         best = np.sort(select(scores, contract), 1)
-        near = margins(scores, contract) < near_tie_of(trace) * np.abs(scores).max(1)
+        near = margins[1] < near_tie_of(trace)
         wrong = (best != np.sort(ids, 1)).any(1) & ~near & (weights != 0).all(1)
         found.append(_Found("ids_follow", "fail" if wrong.any() else "pass", len(rows), int(wrong.sum()), False))
     return found
