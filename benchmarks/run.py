@@ -68,6 +68,7 @@ def main() -> None:
         if arm["reads"] != "probabilities" and arm["sums_decisions_per_second"]
     ]
     memory = startup["record_memory"]
+    caches = run("place_cache.py")["results"]
     fixed, refined = permutations["results"]["fixed"], permutations["results"]["refine"]
     others = [
         ("risk difference, 1,000 document permutations, 1 M tokens × 6 layers × 32 experts",
@@ -78,6 +79,11 @@ def main() -> None:
          f"{permutations['counting_decisions_per_second'] / 1e6:.0f} million", ""),
         ("the slowest pass of a score that reads choices or weights, decisions a second of one core",
          f"{min(passes) / 1e6:.0f} million", "at least 20 million"),
+        *(
+            (f"simulated cache, {policy}: requests a second of one core; against plain Python",
+             f"{arm['million_requests_a_second']:.0f} million; {arm['times_faster']:.0f} × faster", "")
+            for policy, arm in caches.items() if "times_faster" in arm
+        ),
         (f"opening a trace of {opening['rows']:,} tokens ({opening['megabytes']:.0f} MB)",
          f"{opening['open_first_seconds']:.4f} s", "0.1 s"),
         ("reading all its ids", f"{opening['read_all_ids_seconds']:.2f} s", ""),
