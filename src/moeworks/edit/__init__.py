@@ -14,13 +14,21 @@ from moeworks.edit.plan import EditPlan, LayerCut
 
 if TYPE_CHECKING:
     from moeworks.edit.budgets import BUDGETS, Constraints
+    from moeworks.edit.card import model_card
+    from moeworks.edit.compare import compare, compare_several
+    from moeworks.edit.dose import dose
     from moeworks.edit.exports import export_edit_plan
     from moeworks.edit.files import edit_plan_hash, load_edit_plan, save_edit_plan
     from moeworks.edit.library import PlanLibrary
     from moeworks.edit.methods import list_methods, lost_mass
     from moeworks.edit.planning import plan_edit
+    from moeworks.edit.preview import preview
+    from moeworks.edit.repair import repair
     from moeworks.edit.replan import as_mask, random_plans, reapply, recut
     from moeworks.edit.scores import EDIT_SCORES, NEURON_SCORES, SEARCHES
+    from moeworks.edit.sides import under
+    from moeworks.edit.unlearn import unlearn
+    from moeworks.edit.verify import verify
 
 _HOMES = {
     "BUDGETS": "budgets",
@@ -30,16 +38,25 @@ _HOMES = {
     "PlanLibrary": "library",
     "SEARCHES": "scores",
     "as_mask": "replan",
+    "compare": "compare",
+    "compare_several": "compare",
+    "dose": "dose",
     "edit_plan_hash": "files",
     "export_edit_plan": "exports",
     "list_methods": "methods",
     "load_edit_plan": "files",
     "lost_mass": "methods",
+    "model_card": "card",
     "plan_edit": "planning",
+    "preview": "preview",
     "random_plans": "replan",
     "reapply": "replan",
     "recut": "replan",
+    "repair": "repair",
     "save_edit_plan": "files",
+    "under": "sides",
+    "unlearn": "unlearn",
+    "verify": "verify",
 }
 
 __all__ = [
@@ -52,16 +69,25 @@ __all__ = [
     "LayerCut",
     "PlanLibrary",
     "as_mask",
+    "compare",
+    "compare_several",
+    "dose",
     "edit_plan_hash",
     "export_edit_plan",
     "list_methods",
     "load_edit_plan",
     "lost_mass",
+    "model_card",
     "plan_edit",
+    "preview",
     "random_plans",
     "reapply",
     "recut",
+    "repair",
     "save_edit_plan",
+    "under",
+    "unlearn",
+    "verify",
 ]
 
 

@@ -84,9 +84,7 @@ class DoseCurve(_Frozen):
         lines = [self._answer()]
         if self.chosen is not None and self.chosen.worst is not None:
             name, ratio = self.chosen.worst
-            lines.append(
-                f"The label that suffers most at {self.chosen.cut:.3g} of the experts less: {name}, {_times(ratio)}."
-            )
+            lines.append(f"The label that suffers most at {100 * self.chosen.cut:.3g} % less: {name}, {_times(ratio)}.")
         lines.append(f"Dev texts, experts ranked by {self.method}, beside {len(self.doses[-1].random)} random cuts:")
         for point in self.doses:
             random = f"random times {np.mean(point.random):.4g}" if point.random else "nothing is cut"
@@ -218,4 +216,6 @@ def _share(plan: EditPlan) -> float:
 
 
 def _times(interval: Interval) -> str:
+    if not (np.isfinite(interval.low) and np.isfinite(interval.high)):
+        return f"times {interval.value:.4g}"  # too few documents for an interval
     return f"times {interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
