@@ -120,7 +120,7 @@ def transform(
     return dense(function(whole, statistics, **options), whole)
 
 
-def check_options(function: Compression, options: Mapping[str, Any]) -> None:
+def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse options that an operator does not take, and say which it needs.
 
     Raises:
