@@ -7,6 +7,7 @@ expert of every token anew in float64 from the formula of the family; nothing of
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -363,8 +364,7 @@ def test_gradients_do_not_disturb_what_is_collected_beside_them(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_padded_on_either_side_equal_texts_alone(kind, tmp_path, monkeypatch):
-    import moeworks.edit.collect as module
-
+    module = import_module("moeworks.edit.collect")
     engine = tiny_engine(kind)
     alone = collect(engine, EXAMPLES, tmp_path / "a", label="kind", groups=ALL, batch_size=1)
     right = collect(engine, EXAMPLES, tmp_path / "b", label="kind", groups=ALL, batch_size=4)
@@ -456,8 +456,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_killed_and_resumed_gives_equal_arrays(after, tmp_path, monkeypatch):
-    import moeworks.edit.collect as module
-
+    module = import_module("moeworks.edit.collect")
     engine = tiny_engine("sigmoid_groups")
     options = {"label": "kind", "groups": [*COLLECTABLE], "batch_size": 1, "checkpoint_every": 2, "rows": 9}
     whole = collect(engine, EXAMPLES, tmp_path / "whole", **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from moeworks.edit.statistics_file import (
     LayerEntry,
     Statistics,
     StatisticsHeader,
+    read_rows,
     rows_file,
     save_layer,
     write_header,
@@ -109,7 +111,7 @@ def collect(
     run = Run(corpus, target, names, tuple(groups), rows, seed, resume)
     gathers = [new_gather(router, len(corpus.names), names, sets="sets" in groups) for router in engine.routers]
     if announce is not None:
-        announce(cost_of(corpus, gathers, engine.routers, batch_size, len(run.chosen)))
+        announce(cost_of(corpus, [gather.size for gather in gathers], names, batch_size, len(run.chosen)))
     settings = settings_hash(
         model=engine.identity.weight_hash,
         engine=engine.engine.model_dump(),
@@ -298,8 +300,10 @@ def finish_layer(folder: Path, gather: LayerGather, corpus: Corpus, run: Run, de
     return save_layer(folder, layer_statistics(gather, corpus, device), rows=len(run.chosen))
 
 
-def layer_statistics(gather: LayerGather, corpus: Corpus, device: torch.device) -> LayerStatistics:
-    """Return what was gathered of a layer."""
+def layer_statistics(
+    gather: LayerGather, corpus: Corpus, device: torch.device, rows: Path | None = None
+) -> LayerStatistics:
+    """Return what was gathered of a layer; `rows` is the file of its kept rows."""
     gather.finish(device)
     arrays = gather.arrays()
     sets = (arrays.pop("sets"), arrays.pop("set_counts")) if gather.sets else None
@@ -309,6 +313,7 @@ def layer_statistics(gather: LayerGather, corpus: Corpus, device: torch.device) 
         labels=corpus.names,
         arrays=arrays,
         sets=sets,
+        load_rows=None if rows is None else partial(read_rows, rows),
         refused=dict(gather.refused),
     )
 

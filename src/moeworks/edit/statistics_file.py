@@ -35,6 +35,7 @@ __all__ = [
     "StatisticsHeader",
     "layer_file",
     "merge_statistics",
+    "read_rows",
     "rows_file",
     "save_layer",
     "save_statistics",
@@ -168,7 +169,7 @@ class Statistics:
             labels=self.header.labels,
             arrays=arrays,
             sets=sets,
-            load_rows=partial(_read_rows, rows_file(self.folder, number)) if entry.rows else None,
+            load_rows=partial(read_rows, rows_file(self.folder, number)) if entry.rows else None,
             refused=entry.refused,
         )
 
@@ -419,7 +420,8 @@ def _read(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _read_rows(path: Path) -> LayerRows:
+def read_rows(path: Path) -> LayerRows:
+    """Read the kept rows of a layer from their file."""
     arrays = _read(path)
     return LayerRows(arrays["hidden"], arrays["ids"], arrays["weights"], arrays["logits"])
 

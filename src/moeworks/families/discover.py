@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,17 +28,21 @@ class Survey:
     left_out: dict[str, str]
 
 
-def discover(model: nn.Module, *, tokens: int = 256, seed: int = 0) -> list[Router]:
+def discover(
+    model: nn.Module, *, tokens: int = 256, seed: int = 0, layers: Collection[int] | None = None
+) -> list[Router]:
     """Return the routers of a model's text decoder in layer order, proved where that is possible.
 
-    The model, its buffers and the global random state are left as they were.
+    The model, its buffers and the global random state are left as they were. With `layers` only the routers of these
+    are looked at: the others may have no weights yet.
     """
-    return survey(model, tokens=tokens, seed=seed).routers
+    return survey(model, tokens=tokens, seed=seed, layers=layers).routers
 
 
-def survey(model: nn.Module, *, tokens: int = 256, seed: int = 0) -> Survey:
+def survey(model: nn.Module, *, tokens: int = 256, seed: int = 0, layers: Collection[int] | None = None) -> Survey:
     """Do what `discover` does and also name the routers that are left out, such as a vision tower's."""
     declared, left_out = declared_routers(model)
+    declared = [place for place in declared if layers is None or place.layer in layers]
     dtype = _input_dtype(model)
     exceptions = set(EXCEPTIONS.names())
     routers: list[Router] = []

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moeworks.edit.collecting.cost import LayerSize
 from moeworks.edit.collecting.products import Products
 from moeworks.edit.collecting.sets import distinct_sets, joined_sets
 from moeworks.edit.statistics import COLUMNS
@@ -70,6 +71,14 @@ class LayerGather:
     refused: dict[str, str] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)  # (D, E, …)
     _sets: list[tuple[Array, Array]] = field(default_factory=list)
+
+    @property
+    def size(self) -> LayerSize:
+        """What of it matters for the cost; widths that are not known are 0."""
+        if self.inner is None:
+            return LayerSize(self.experts, self.top_k, 0, 0, 4)
+        down = self.inner.weights.down  # (E, H, I)
+        return LayerSize(self.experts, self.top_k, down.shape[1], down.shape[2], down.itemsize)
 
     def wants(self, *names: str) -> bool:
         """Whether one of these columns is wanted and not refused."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from moeworks.edit.collecting.gather import Seen
 from moeworks.errors import Unsupported
 
-__all__ = ["KeptRows", "choose_rows", "row_bytes"]
+__all__ = ["KeptRows", "choose_rows"]
 
 Array = NDArray[Any]
 
@@ -29,11 +29,6 @@ def choose_rows(tokens: int, rows: int, seed: int) -> Array:
     if rows >= tokens:
         return np.arange(tokens)
     return np.sort(np.random.default_rng(seed).choice(tokens, rows, replace=False))
-
-
-def row_bytes(hidden: int, top_k: int, experts: int) -> int:
-    """Return the bytes of one kept row of one layer."""
-    return 4 * hidden + 8 * top_k + 4 * experts
 
 
 class KeptRows:
