@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moeworks.errors import BadData
 from moeworks.stats.counts import layers_of
 from moeworks.stats.documents import ratio_intervals
-from moeworks.stats.stretches import SAMPLE, Stretches, stretches_of, whole_lengths
+from moeworks.stats.stretches import Stretches, stretches_of, whole_lengths
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["chunk_sparsity"]
 
 Array = NDArray[Any]
+SAMPLE = 1 << 18  # tokens
 _CELLS = 1 << 20  # chunk × expert at a time
 
 

@@ -106,6 +106,7 @@ def count_hits(slots: Array, start: Array, stop: Array, entry: Array, length: in
     """
     experts, k = counts.shape[1] - 1, slots.shape[1]
     stack = np.zeros(experts, np.int64)  # what a cache of size c holds are the first c
+    place = np.zeros(experts, np.int64)  # where each expert stands in it
     future = np.zeros(experts, np.int64)  # uses in the tokens ahead
     stamp = np.zeros(experts, np.int64)  # last use; 0 is never
     for s in range(len(start)):
@@ -128,38 +129,35 @@ def count_hits(slots: Array, start: Array, stop: Array, entry: Array, length: in
                     fresh += 1
                     here[seen + fresh] += 1
                 else:
-                    depth = 0
-                    while stack[depth] != e:
-                        depth += 1
-                    here[depth + 1] += 1
+                    here[place[e] + 1] += 1
             for j in range(k):
                 e = slots[i, j]
                 if e < 0:
                     continue
                 future[e] -= 1
-                known = stamp[e] != 0
+                depth = place[e]
+                if stamp[e] == 0:
+                    depth = seen
+                    seen += 1
                 clock += 1
                 stamp[e] = clock
-                carried = e
-                for d in range(seen + 1):
-                    if d == seen:
-                        stack[d] = carried
-                        seen += 1
-                        break
+                if depth == 0:
+                    stack[0] = e
+                    place[e] = 0
+                    continue
+                carried = stack[0]
+                stack[0] = e
+                place[e] = 0
+                most, age = future[carried], stamp[carried]
+                for d in range(1, depth):  # at each size, what the smaller cache gave up against what this one held
                     other = stack[d]
-                    if d == 0:
-                        stack[0] = e
-                        carried = other
-                    elif other == e and known:
+                    uses = future[other]
+                    if uses < most or (uses == most and stamp[other] < age):
                         stack[d] = carried
-                        break
-                    elif future[other] < future[carried] or (
-                        future[other] == future[carried] and stamp[other] < stamp[carried]
-                    ):
-                        stack[d] = carried
-                        carried = other
-                    if carried == e:  # it was on top already
-                        break
+                        place[carried] = d
+                        carried, most, age = other, uses, stamp[other]
+                stack[depth] = carried
+                place[carried] = depth
 
 
 def count_reuse(slots: Array, start: Array, stop: Array, entry: Array, gaps: Array, counts: Array) -> None:
