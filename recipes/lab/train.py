@@ -85,7 +85,7 @@ class RunSettings:
 def bias_rate(step: int) -> float:
     """Return the step of a load bias: DeepSeek-V3's 0.001 while scores are alike, 0.004 once they have spread.
 
-    With 0.001 throughout, single experts of our few steps stay unused for hundreds of them: scores of chosen experts lie
+    With 0.001 throughout, single experts stay unused for hundreds of our few steps: scores of chosen experts lie
     0.3 above the mean, and the bias takes 300 steps to make up for that.
     """
     return 1e-3 if step < BIAS_LATER else 4e-3
