@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from moeworks.edit.budgets import BUDGETS, Constraints
     from moeworks.edit.card import model_card
     from moeworks.edit.compare import compare, compare_several
+    from moeworks.edit.compress import compress, load_compressed, ranks
+    from moeworks.edit.dense import upcycle
     from moeworks.edit.dose import dose
     from moeworks.edit.exports import export_edit_plan
     from moeworks.edit.files import edit_plan_hash, load_edit_plan, save_edit_plan
@@ -40,22 +42,26 @@ _HOMES = {
     "as_mask": "replan",
     "compare": "compare",
     "compare_several": "compare",
+    "compress": "compress",
     "dose": "dose",
     "edit_plan_hash": "files",
     "export_edit_plan": "exports",
     "list_methods": "methods",
+    "load_compressed": "compress",
     "load_edit_plan": "files",
     "lost_mass": "methods",
     "model_card": "card",
     "plan_edit": "planning",
     "preview": "preview",
     "random_plans": "replan",
+    "ranks": "compress",
     "reapply": "replan",
     "recut": "replan",
     "repair": "repair",
     "save_edit_plan": "files",
     "under": "sides",
     "unlearn": "unlearn",
+    "upcycle": "dense",
     "verify": "verify",
 }
 
@@ -71,22 +77,26 @@ __all__ = [
     "as_mask",
     "compare",
     "compare_several",
+    "compress",
     "dose",
     "edit_plan_hash",
     "export_edit_plan",
     "list_methods",
+    "load_compressed",
     "load_edit_plan",
     "lost_mass",
     "model_card",
     "plan_edit",
     "preview",
     "random_plans",
+    "ranks",
     "reapply",
     "recut",
     "repair",
     "save_edit_plan",
     "under",
     "unlearn",
+    "upcycle",
     "verify",
 ]
 

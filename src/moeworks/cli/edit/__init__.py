@@ -2,7 +2,21 @@
 
 import typer
 
-from moeworks.cli.edit import apply, compress, dose, export, plan, preview, ranks, repair, unlearn, verify
+from moeworks.cli.edit import (
+    apply,
+    compress,
+    dose,
+    export,
+    merge_statistics,
+    plan,
+    preview,
+    ranks,
+    repair,
+    score,
+    unlearn,
+    upcycle,
+    verify,
+)
 
 __all__ = ["app"]
 
@@ -12,6 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 for name, function in (
+    ("score", score.command),
+    ("merge-statistics", merge_statistics.command),
     ("plan", plan.command),
     ("export", export.command),
     ("dose", dose.command),
@@ -22,5 +38,6 @@ for name, function in (
     ("unlearn", unlearn.command),
     ("ranks", ranks.command),
     ("compress", compress.command),
+    ("upcycle", upcycle.command),
 ):
     app.command(name)(function)

@@ -54,7 +54,7 @@ def command(
     from moeworks.cli.output import print_json
     from moeworks.edit.checkpoint import open_checkpoint
     from moeworks.edit.compress.factors import COMPRESSIONS
-    from moeworks.edit.compress.run import compress, write_compressed, write_dense, write_lora
+    from moeworks.edit.compress.run import check_form, compress, write_compressed, write_dense, write_lora
     from moeworks.edit.statistics_file import Statistics
     from moeworks.engines.progress import Progress
     from moeworks.errors import BadData
@@ -64,6 +64,7 @@ def command(
     if form:
         one_of(form, FORMS, "--as")
     one_of(method, COMPRESSIONS.names(), "--method")
+    check_form(method, form)
     options: dict[str, Any] = named_values(option)
     if rank is not None:
         options["rank"] = rank

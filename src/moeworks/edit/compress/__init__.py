@@ -14,6 +14,7 @@ from moeworks.edit.compress.measure import Measured, measure, output_error
 from moeworks.edit.compress.mobe import mobe
 from moeworks.edit.compress.mole import mole
 from moeworks.edit.compress.ranks import effective_rank, energy_curve, ranks, stable_rank
+from moeworks.edit.compress.run import compress, write_compressed, write_dense, write_lora
 from moeworks.edit.compress.ternary import ternary
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Factors",
     "Measured",
     "base_delta",
+    "compress",
     "compressed_experts",
     "dense",
     "effective_rank",
@@ -40,4 +42,7 @@ __all__ = [
     "save_lora",
     "stable_rank",
     "ternary",
+    "write_compressed",
+    "write_dense",
+    "write_lora",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,14 @@ from moeworks.edit.apply import Applied, apply
 from moeworks.edit.checkpoint import Checkpoint, open_checkpoint
 from moeworks.edit.compress.factors import COMPRESSIONS, Factors, check_options
 from moeworks.edit.compress.folder import save_compressed
-from moeworks.edit.compress.install import experts_place, install_all, plain_rule
+from moeworks.edit.compress.install import install_all
 from moeworks.edit.compress.lora import experts_names, save_lora
 from moeworks.edit.compress.measure import Measured, measure
 from moeworks.edit.layer import LayerWeights
 from moeworks.edit.plan import FORMAT, VERSION, EditPlan, LayerCut
 from moeworks.edit.statistics_file import Statistics
-from moeworks.errors import BadData
+from moeworks.edit.transforms import TRANSFORMS
+from moeworks.errors import BadData, Unsupported
 from moeworks.train.save import check_output
 
 __all__ = ["Compressed", "compress", "read_layers", "write_compressed", "write_dense", "write_lora"]
@@ -60,7 +61,7 @@ def compress(
         _same_model(checkpoint, statistics)
 
     def each() -> Iterator[Compressed]:
-        for weights in read_layers(checkpoint, layers, activations=statistics is not None):
+        for weights in read_layers(checkpoint, layers):
             seen = None if statistics is None else statistics.layer(weights.layer)
             factors = function(weights, seen, **(options or {}))
             yield Compressed(factors, measure(weights, factors, seen))
@@ -68,27 +69,28 @@ def compress(
     return each()
 
 
-def read_layers(
-    checkpoint: Checkpoint, layers: Sequence[int] | None = None, *, activations: bool = False
-) -> Iterator[LayerWeights]:
-    """Yield the experts of a checkpoint's layers, all of them unless some are named.
-
-    Args:
-        checkpoint: an open one.
-        layers: global layer numbers.
-        activations: give them the activation rule of the family, so that they can be run.
+def read_layers(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> Iterator[LayerWeights]:
+    """Yield the experts of a checkpoint's layers, one held at a time; all of them unless some are named.
 
     Raises:
-        BadData: a layer has no experts.
-        Unsupported: the rule is asked for, and it is one of the family's own.
+        BadData: a layer has no experts; said before the first is read.
     """
     chosen = list(checkpoint.layers if layers is None else layers)
     for number in chosen:
         checkpoint.layout(number)
-    rule = _rule(checkpoint) if activations and chosen else None
-    for number in chosen:
-        weights = checkpoint.read_layer(number)
-        yield weights if rule is None else replace(weights, activation=rule)
+    return map(checkpoint.read_layer, chosen)
+
+
+def check_form(method: str, form: str) -> None:
+    """Refuse to write a method in a form that it has not, before anything is computed.
+
+    Raises:
+        Unsupported: `dense` of a method that cannot be multiplied out, `lora` of one that makes no low-rank additions.
+    """
+    if form == "dense" and method not in TRANSFORMS.names():
+        raise Unsupported(f"'{method}' cannot be multiplied out into weights of experts; write it as factors.")
+    if form == "lora" and method != "base_delta":
+        raise Unsupported("only 'base_delta' gives an adapter; its differences are low-rank additions to one base.")
 
 
 def write_dense(
@@ -109,6 +111,7 @@ def write_dense(
     Raises:
         BadPlan, BadData, Unsupported: as `apply`, and where the method cannot be multiplied out.
     """
+    check_form(method, "dense")
     plan = keep_all(checkpoint, transform=method, options=options, layers=layers)
     return apply(checkpoint, plan, output, statistics=statistics, overwrite=overwrite, progress=progress)
 
@@ -122,8 +125,6 @@ def write_compressed(
         BadData: the output exists.
         Unsupported: the family's experts cannot be replaced by factors.
     """
-    from dataclasses import asdict
-
     from moeworks.edit.compress.folder import FORMAT_FILE
     from moeworks.engines.transformers.loading import load_pretrained
 
@@ -152,13 +153,13 @@ def write_lora(
     """Write `output/base`, a stock checkpoint whose experts are their layer's base, and `output/adapter` for PEFT.
 
     Raises:
-        BadData: the factors are no `base_delta`, or the output exists.
-        Unsupported: the family stores its experts in a layout for which no exact adapter is known.
+        BadData: the output exists.
+        Unsupported: the factors are no `base_delta`, or the family stores its experts in a layout for which no exact adapter is known.
     """
     config, layers = _config(checkpoint), [found.factors.layer for found in compressed]
     factors = [found.factors for found in compressed]
-    if any(found.method != "base_delta" for found in factors):
-        raise BadData("only 'base_delta' gives an adapter; its differences are low-rank additions to one base.")
+    for found in factors:
+        check_form(found.method, "lora")
     experts_names(config, layers)  # refuses before the base is written
     check_output(Path(output) / "adapter", mark="adapter_config.json", overwrite=overwrite)
     base = factors[0].settings["base"]
@@ -201,14 +202,3 @@ def _config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(checkpoint.folder)
-
-
-def _rule(checkpoint: Checkpoint) -> Any:
-    """Return the activation rule of a checkpoint's experts, read off the stock class; no weight is made."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(checkpoint))
-    first = checkpoint.layers[0]
-    return plain_rule(experts_place(model, first)[1], first)
