@@ -371,3 +371,18 @@ def test_every_policy_has_a_number() -> None:
 
     assert set(_CODES) == set(get_args(Policy))
     assert len(set(_CODES.values())) == len(_CODES)
+
+
+def test_sch_equals_the_statistic_of_the_same_name(tmp_path: Any) -> None:
+    """`stats.sch_rolling` was written apart from this, for all sizes at once; texts start with an empty cache there."""
+    from moeworks.stats.sch import sch_rolling
+
+    trace = make_trace(tmp_path / "t", requests=6, rows_per_request=(20, 31), topic=1.0)
+    table = sch_rolling(trace, segments=(4,), capacities=(1, 1.5, 2, 3), bootstrap=5)
+    shown = {(row["layer"], row["capacity"]): row["hit_rate"] for row in table.to_pylist()}
+    rules = CacheRules(pin=False, cold="hit", between="empty", lookahead=4)
+    for held in (2, 3, 4, 6):
+        (counts,) = simulate(trace, ["sch"], rules=rules, capacities=[str(held)])
+        rates = counts.hits.sum(0) / counts.requests.sum(0)
+        for place, layer in enumerate((0, 1)):
+            assert rates[place] == pytest.approx(shown[layer, held])

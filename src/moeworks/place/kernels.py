@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.errors import need
+from moeworks.stats.compiled import compiled
 
 __all__ = ["NEVER", "compiled", "merge_events", "next_uses", "run_cache"]
 
@@ -18,21 +16,6 @@ NEVER = np.int32(2**31 - 1)  # the next use of an expert that is not used again
 # Policies as numbers; `moeworks.place.cache` maps names to them.
 RANDOM, FIXED, LRU, LFU, LFRU, PREDICTOR, LEAST_STALE, SCH, BELADY_FORCED, BELADY = range(10)
 COLD_MISS, COLD_HIT, COLD_SKIP = range(3)
-
-
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function compiled to machine code; the second call is free.
-
-    Raises:
-        MissingExtra: numba is not installed.
-    """
-    try:
-        import numba
-    except ImportError as error:
-        raise need("numba", "fast", "Simulating caches") from error
-    made: Callable[..., Any] = numba.njit(nogil=True)(function)
-    return made
 
 
 def merge_events(ids: Array, ran: Array, event: Array, seen: Array, out: Array, sizes: Array) -> int:
