@@ -113,8 +113,8 @@ def _run(words: list[str]) -> int:
 
 
 def _interrupted(words: list[str]) -> int:
-    """Say how to go on; `record`, `train unlearn` and `study` keep what they have done so far."""
-    if words[:1] == ["record"] or words[:2] == ["train", "unlearn"]:
+    """Say how to go on; `record`, `edit score`, `train unlearn` and `study` keep what they have done so far."""
+    if words[:1] == ["record"] or words[:2] in (["train", "unlearn"], ["edit", "score"]):
         again = words if "--resume" in words else [*words, "--resume"]
         _say(f"interrupted; resume with: {shlex.join(['moeworks', *again])}")
     elif words[:1] in (["study"], ["bench"]):

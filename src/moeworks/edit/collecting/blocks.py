@@ -202,6 +202,8 @@ def open_blocks(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "c
     state: Any = model.state_dict()
     for key in checkpoint.files.tensors:
         name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if name not in state and key in state:  # as transformers does: it was named right before
+            name, _ = rename_source_key(key, [], [], model.base_model_prefix, state)
         if name in state:
             blocks._keys.setdefault(blocks.part_of(name), []).append(key)
     blocks.load("rest")
