@@ -93,5 +93,5 @@ def test_tables_and_reading():
     assert table.index("`good`") < table.index("`bad`") < table.index("`random`")
     assert np.char.find(table, "| method | de | fr |") >= 0
     reading = read_editing(cells, model="`m`")
-    assert "1 of 2 methods are better than all 3 random cuts" in reading
+    assert "experts: 1 of 2 methods are better than all 3 random choices" in reading
     assert "that of `good`, times 1.5 (random 3)" in reading

@@ -9,7 +9,8 @@ from moeworks.bench.table import mean
 
 __all__ = ["edit_tables", "read_editing"]
 
-ALL, RANDOM = "all", "random"
+ALL = "all"
+RANDOM = {"experts": "random", "neurons": "random_neurons"}
 KINDS = {"score": "cut", "search": "cut", "grouping": "merge", "neurons": "neurons"}
 
 
@@ -42,17 +43,25 @@ def read_editing(cells: Sequence[EditCell], *, model: str) -> str:
         cut = f"{100 * (1 - keep):.3g} % less"
         for calibration in dict.fromkeys(cell.calibration for cell in cells):
             mine = [c for c in cells if c.keep == keep and c.calibration == calibration and not c.refused]
-            random = [cell.perplexity[ALL] for cell in mine if cell.method == RANDOM]
-            others = sorted((cell for cell in mine if cell.method != RANDOM), key=lambda cell: cell.perplexity[ALL])
-            if not others or not random:
-                continue
-            better = [cell for cell in others if cell.perplexity[ALL] < min(random)]
-            lines.append(
-                f"{cut}, {calibration} text: {len(better)} of {len(others)} methods are better than all "
-                f"{len(random)} random cuts; the lowest perplexity on {model} is that of `{others[0].method}`, times "
-                f"{others[0].perplexity[ALL]:.3g} (random {sum(random) / len(random):.3g})."
-            )
+            for what, control in RANDOM.items():
+                lines += _beside(mine, what, control, f"{cut}, {calibration} text", model)
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _beside(cells: Sequence[EditCell], what: str, control: str, where: str, model: str) -> list[str]:
+    """Return the sentence on methods that change experts, or neurons, beside random choices of the same."""
+    mine = [cell for cell in cells if (cell.kind == "neurons") == (what == "neurons")]
+    random = [cell.perplexity[ALL] for cell in mine if cell.method == control]
+    others = sorted((cell for cell in mine if cell.method != control), key=lambda cell: cell.perplexity[ALL])
+    if not others or not random:
+        return []
+    better = [cell for cell in others if cell.perplexity[ALL] < min(random)]
+    best = others[0]
+    return [
+        f"{where}, {what}: {len(better)} of {len(others)} methods are better than all {len(random)} random choices; "
+        f"the lowest perplexity on {model} is that of `{best.method}`, times {best.perplexity[ALL]:.3g} (random "
+        f"{sum(random) / len(random):.3g})."
+    ]
 
 
 def _overview(cells: Sequence[EditCell]) -> str:

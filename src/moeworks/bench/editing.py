@@ -34,7 +34,7 @@ __all__ = ["CALIBRATIONS", "EDIT_MODELS", "EDIT_SIZES", "KEEPS", "PROBES", "Edit
 
 EDIT_MODELS = ("lab",)
 KEEPS = (0.75, 0.5)
-RANDOM, RANDOM_SEEDS = "random", 3
+RANDOM, RANDOM_SEEDS = ("random", "random_neurons"), 3  # of experts, of neurons
 # The test texts are of all languages and domains; so are the first texts, and the others are English alone.
 CALIBRATIONS = {"matching": calibration_texts, "mismatching": english_texts}
 PROBES = ("facts/en", "facts/fr", "facts/zh", "calendar", "requests/prompt")
@@ -72,8 +72,8 @@ def bench_edit(
     """Plan, carry out in memory and measure every registered method of editing, and write `league.json`.
 
     Methods, at run time: scores, searches and groupings of experts, and scores of neurons, each with its own defaults
-    and super experts protected. `random` is a cut with three seeds. A cell that is there with the same model, texts,
-    sizes and code is read, not made again.
+    and super experts protected. `random` and `random_neurons` have three seeds. A cell that is there with the same
+    model, texts, sizes and code is read, not made again.
 
     Args:
         folder: where results are kept.
@@ -97,7 +97,7 @@ def bench_edit(
         raise BadData(f"no calibration is called '{wrong[0]}'; {did_you_mean(wrong[0], CALIBRATIONS)}")
     texts = [name for name in CALIBRATIONS if not calibrations or name in calibrations]
     jobs = [
-        (name, keep, seed) for keep in keeps for name in chosen for seed in range(RANDOM_SEEDS if name == RANDOM else 1)
+        (name, keep, seed) for keep in keeps for name in chosen for seed in range(RANDOM_SEEDS if name in RANDOM else 1)
     ]
     cells: list[EditCell] = []
     settings: dict[str, Settings] = {}
