@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from moeworks.artefact import LayerShape
@@ -55,7 +57,7 @@ def random_cut(plan: EditPlan, *, seed: int) -> EditPlan:
             )
         )
     told = {"method": "random", "options": {"seed": seed, "like": plan.method}, "transform": "cut"}
-    fresh = {"transform_options": {}, "evidence": None, "description": "", "weakens_safety": False}
+    fresh: dict[str, Any] = {"transform_options": {}, "evidence": None, "description": "", "weakens_safety": False}
     return EditPlan.model_validate({**dict(plan), "layers": tuple(cuts), **told, **fresh})
 
 
