@@ -178,7 +178,18 @@ def test_other_weights_of_the_same_shape(softmax, tmp_path, monkeypatch) -> None
     assert plan.model is not None
     check_apply(other, plan, hash_override=plan.model.weight_hash)
     check_apply(other, plan, compare=False)
-    monkeypatch.setattr(same_weights, "_HERE", 0)  # in a process of its own
-    assert check_apply(softmax, plan).notes == ()
     monkeypatch.setattr(same_weights, "_free_memory", lambda: 10)
     assert "do not fit into half" in check_apply(other, plan).notes[0]
+
+
+@pytest.mark.slow
+def test_large_models_are_hashed_in_a_process_of_their_own(softmax, monkeypatch) -> None:
+    from moeworks.edit import same_weights
+
+    monkeypatch.setattr(same_weights, "_HERE", 0)
+    plan = plan_of(softmax, {layer: range(8) for layer in ALL}, identity=proved("qwen3_moe", softmax))
+    assert check_apply(softmax, plan).notes == ()
+    assert plan.model is not None
+    other = plan.model.model_copy(update={"weight_hash": "0" * 32})
+    with pytest.raises(BadPlan, match=plan.model.weight_hash):
+        check_apply(softmax, plan.model_copy(update={"header": plan.header.model_copy(update={"model": other})}))

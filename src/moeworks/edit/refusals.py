@@ -255,7 +255,7 @@ def _cannot_pad(checkpoint: Checkpoint, rewrite: Rewrite, shapes: Mapping[int, L
 
 
 def _tables(checkpoint: Checkpoint, planned: list[Rewrite], options: Options) -> Iterator[str]:
-    hashed = [r.layout.layer for r in planned if r.layout.table and r.cut is not None]
+    hashed = [r.layout.layer for r in planned if r.layout.table and len(r.kept) < r.layout.experts]
     if hashed and options.tables == "refuse":
         from moeworks.edit.checkpoint.files import Reader
 

@@ -56,7 +56,7 @@ class Rewrite:
 
     Attributes:
         layout: where it lies.
-        cut: what the plan says of it, experts without weights left out; None: the layer stays as it is.
+        cut: what the plan says of it, experts without weights left out; None: it says nothing.
         kept: old experts whose router rows stay, ascending; of merged ones all members in the layout `copies`.
         experts: number of experts in the end, padding among them.
         raw: whether tensors are copied expert by expert, whatever is in them.
@@ -89,13 +89,9 @@ def rewrites(checkpoint: Checkpoint, plan: EditPlan, options: Options) -> list[R
     cuts = {cut.layer: without_extra(cut, checkpoint.layouts[cut.layer]) for cut in plan.layers}
     found = [_rewrite(checkpoint.layouts[layer], cuts.get(layer), plan, options.layout) for layer in checkpoint.layers]
     if plan.extra_layers == "same":
-        last = cuts[max(cuts)]
-        plain = LayerCut(layer=last.layer, experts=last.experts, keep=last.keep)
+        kept = kept_experts(cuts[max(cuts)], options.layout)
         for layout in checkpoint.extra.values():  # a merge has no statistics of theirs: they are cut to the centres
-            kept = kept_experts(last, options.layout)
-            whole = len(kept) == layout.experts
-            cut = None if whole else plain.model_copy(update={"keep": kept})
-            found.append(Rewrite(layout=layout, cut=cut, kept=kept, experts=len(kept), raw=True, extra=True))
+            found.append(Rewrite(layout=layout, cut=None, kept=kept, experts=len(kept), raw=True, extra=True))
     if options.pad:
         most = max(rewrite.experts for rewrite in found)
         found = [replace(r, experts=most, raw=r.raw and r.experts == most) for r in found]
