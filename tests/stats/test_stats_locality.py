@@ -13,9 +13,10 @@ from helpers.traces import make_trace
 from moeworks.errors import BadData, MissingExtra
 from moeworks.stats import chunk_sparsity, reuse_distance, sch_rolling, sch_static, srp
 from moeworks.stats.compiled import compiled
+from moeworks.stats.documents import blocks_of_documents
 from moeworks.stats.kernels import count_hits, count_ranks, count_reuse, count_windows
 from moeworks.stats.srp import best_segment_router
-from moeworks.stats.stretches import blocks_of_documents, stretches_of
+from moeworks.stats.stretches import stretches_of
 from moeworks.where import Where
 
 GOLDEN = [(0, 1), (0, 2), (1, 2), (0, 1), (3, 0), (3, 2), (1, 2), (0, 3)]

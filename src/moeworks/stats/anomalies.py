@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import add_shares, layer_batches, layers_of
-from moeworks.stats.documents import FEWEST_DOCUMENTS, ratio_intervals
+from moeworks.stats.documents import FEWEST_DOCUMENTS, SAMPLE, ratio_intervals
 from moeworks.stats.label_blocks import LabelBlocks, label_blocks
 from moeworks.where import Where
 
@@ -30,6 +30,7 @@ def anomalies(
     private: float = 0.8,
     times: float = 1.5,
     permutations: int = 200,
+    sample: int = SAMPLE,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,
@@ -61,6 +62,7 @@ def anomalies(
         where: which tokens and layers count.
         private, times: see above.
         permutations: of the documents' values.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents (of at most 128 random groups of a value's documents).
         seed: of all of it.
         budget_bytes: memory for sums; layers that do not fit take further passes.
@@ -72,7 +74,7 @@ def anomalies(
         raise BadData("the source of this trace did not tell combine weights; mass cannot be told from ids alone.")
     if not 0 < private < 1 or times <= 1 or permutations < 1:
         raise BadData(f"private={private}, times={times}, permutations={permutations}: 0 to 1, above 1, at least 1.")
-    layers, blocks = layers_of(trace, where), label_blocks(trace, where, label, seed=seed)
+    layers, blocks = layers_of(trace, where), label_blocks(trace, where, label, sample=sample, seed=seed)
     lines: list[dict[str, Any]] = []
     for batch in layer_batches(layers, blocks.tokens.size, budget_bytes=budget_bytes):
         for layer, mass in blocks.add(trace, where, batch, add_shares).items():

@@ -13,9 +13,8 @@ from moeworks.errors import BadData
 from moeworks.stats.batch_balance import batch_violation, even_loads
 from moeworks.stats.counts import add_runs, layers_of
 from moeworks.stats.distributions import entropy
-from moeworks.stats.documents import draw_documents, percentiles, selected_documents
+from moeworks.stats.documents import blocks_of_documents, draw_documents, percentiles, selected_documents
 from moeworks.stats.router_probabilities import router_probabilities
-from moeworks.stats.stretches import blocks_of_documents
 from moeworks.where import PHASES, Where
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData, did_you_mean
 from moeworks.stats.counts import layer_batches, layers_of
-from moeworks.stats.documents import draw_documents, percentiles, selected_documents
+from moeworks.stats.documents import SAMPLE, draw_documents, percentiles, selected_documents
 from moeworks.stats.sets import check_ids
 from moeworks.where import Where
 
@@ -34,6 +34,7 @@ def capacity_drops(
     factors: Sequence[float] = (1.0, 1.25, 2.0),
     texts_per_batch: int = 1,
     label: str | None = None,
+    sample: int = SAMPLE,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,
@@ -62,6 +63,7 @@ def capacity_drops(
         factors: capacity factors.
         texts_per_batch: how many texts share the places.
         label: a label whose values are told apart; they still share the places.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings.
         seed: of the resamplings.
         budget_bytes: memory for sums; layers that do not fit take further passes.
@@ -73,7 +75,7 @@ def capacity_drops(
         raise BadData("capacity factors are above 0, at least one of them, and a batch has at least one text.")
     if trace.header.sample is not None:
         raise BadData("the trace holds a sample of its tokens; places cannot be filled in order: record every token.")
-    layers, plan = layers_of(trace, where), _plan(trace, where, texts_per_batch, label)
+    layers, plan = layers_of(trace, where), _plan(trace, where, texts_per_batch, label, sample, seed)
     cells = len(plan.unit) * DECILES * (1 + len(factors))
     lines: list[dict[str, Any]] = []
     for batch in layer_batches(dict.fromkeys(layers, 1), cells, budget_bytes=budget_bytes):
@@ -130,8 +132,8 @@ class _Plan:
     value_tokens: Array  # (values, sizes) tokens of each value in batches of each size
 
 
-def _plan(trace: Trace, where: Where, texts: int, label: str | None) -> _Plan:
-    documents, requests = selected_documents(trace, where), trace.request_table()
+def _plan(trace: Trace, where: Where, texts: int, label: str | None, sample: int, seed: int) -> _Plan:
+    documents, requests = selected_documents(trace, where, sample=sample, seed=seed), trace.request_table()
     if label is not None and label not in requests.labels:
         raise BadData(f"no request has a label '{label}'; {did_you_mean(label, requests.labels)}")
     order = _request_order(trace, documents.of_text)  # selected requests as they stand
@@ -222,7 +224,7 @@ def _rows(trace: Trace, where: Where, plan: _Plan) -> Iterator[_Rows]:
     requests = trace.request_table()
     for part in trace.parts:
         rows = part.rows()
-        kept = np.flatnonzero(where.mask(rows, requests))
+        kept = np.flatnonzero(where.mask(rows, requests) & (plan.of_request[rows.request] >= 0))
         if not len(kept):
             continue
         request = rows.request[kept]

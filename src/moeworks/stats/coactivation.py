@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import layers_of
-from moeworks.stats.documents import draw_documents, percentiles
+from moeworks.stats.documents import SAMPLE, draw_documents, percentiles
 from moeworks.stats.fixed_size_sets import pairs_by_chance
 from moeworks.stats.pairs import blocks_for, pairs_of_one
-from moeworks.stats.stretches import SAMPLE, stretches_of
+from moeworks.stats.stretches import stretches_of
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def coactivation(
     where: Where = Where(),
     top: int = 5,
     fewest: int = 20,
-    sample: int = SAMPLE,
+    sample: int = SAMPLE // 4,
     bootstrap: int = 200,
     seed: int = 0,
 ) -> pa.Table:

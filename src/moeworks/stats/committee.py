@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData, did_you_mean
 from moeworks.stats.counts import add_shares, layer_batches, layers_of
-from moeworks.stats.documents import draw_documents, percentiles, selected_documents
+from moeworks.stats.documents import SAMPLE, draw_documents, percentiles, selected_documents
 from moeworks.stats.sets import chance_jaccard
 from moeworks.where import Where
 
@@ -32,6 +32,7 @@ def standing_committee(
     size: int = 5,
     presence: float = 1.0,
     permutations: int = 100,
+    sample: int = SAMPLE,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,
@@ -59,6 +60,7 @@ def standing_committee(
         size: how many experts make a top.
         presence: see above; 1 asks for every value.
         permutations: of the documents' labels.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents within their values.
         seed: of both.
         budget_bytes: memory for sums, documents × experts × 8 bytes; layers that do not fit take further passes.
@@ -70,7 +72,7 @@ def standing_committee(
     small = min(layers.values())
     if not 1 <= size < small or not 0 < presence <= 1:
         raise BadData(f"size={size}, presence={presence}; a top has 1 to {small - 1} experts, presence is 0 to 1.")
-    groups = _groups(trace, where, label)
+    groups = _groups(trace, where, label, sample, seed)
     lines: list[dict[str, Any]] = []
     for batch in layer_batches(layers, len(groups.value), budget_bytes=budget_bytes):
         for layer, mass in _mass(trace, where, groups, batch).items():
@@ -105,8 +107,8 @@ class _Groups(NamedTuple):
     tokens: int
 
 
-def _groups(trace: Trace, where: Where, label: str) -> _Groups:
-    requests, documents = trace.request_table(), selected_documents(trace, where)
+def _groups(trace: Trace, where: Where, label: str, sample: int, seed: int) -> _Groups:
+    requests, documents = trace.request_table(), selected_documents(trace, where, sample=sample, seed=seed)
     if label not in requests.labels:
         raise BadData(f"no request has a label '{label}'; {did_you_mean(label, requests.labels)}")
     counted = np.flatnonzero((documents.of_text > 0) & (requests.labels[label] != ""))

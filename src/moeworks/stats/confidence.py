@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from moeworks.contract import margins
 from moeworks.stats.counts import layers_of
 from moeworks.stats.distributions import entropy, weight_shares
-from moeworks.stats.documents import ratio_intervals, selected_documents
+from moeworks.stats.documents import SAMPLE, blocks_of_documents, ratio_intervals, selected_documents
 from moeworks.stats.near_ties import logit_margins, near_tie_of
 from moeworks.stats.router_probabilities import router_probabilities
-from moeworks.stats.stretches import blocks_of_documents
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -31,7 +30,13 @@ _COLUMNS = (
 
 
 def confidence(
-    trace: Trace, *, where: Where = Where(), near_tie: float = 0.0, bootstrap: int = 200, seed: int = 0
+    trace: Trace,
+    *,
+    where: Where = Where(),
+    near_tie: float = 0.0,
+    sample: int = SAMPLE,
+    bootstrap: int = 200,
+    seed: int = 0,
 ) -> pa.Table:
     """Return means over tokens, a row per layer, with 95 % intervals `…_low`, `…_high` from resampled documents.
 
@@ -52,19 +57,20 @@ def confidence(
         trace: the trace.
         where: which tokens and layers count.
         near_tie: see above; 0 takes the level of the engine's dtype, see `NEAR_TIE`.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents (of at most 64 random groups of documents where there are more).
         seed: of the resamplings.
 
     Raises:
         BadData: no token is selected.
     """
-    layers, documents = layers_of(trace, where), selected_documents(trace, where)
+    layers, documents = layers_of(trace, where), selected_documents(trace, where, sample=sample, seed=seed)
     block_of, blocks = blocks_of_documents(np.ones(len(documents), bool), seed=seed)
     sums = {layer: np.zeros((blocks, len(_COLUMNS))) for layer in layers}
     requests, tokens, tie = trace.request_table(), np.zeros(blocks), near_tie or near_tie_of(trace)
     for part in trace.parts:
         rows = part.rows()
-        kept = np.flatnonzero(where.mask(rows, requests))
+        kept = np.flatnonzero(where.mask(rows, requests) & (documents.of_request[rows.request] >= 0))
         block = block_of[documents.of_request[rows.request[kept]]]
         tokens += np.bincount(block, minlength=blocks)
         for layer in layers:

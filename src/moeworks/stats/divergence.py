@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from moeworks.errors import BadData, BadTrace, did_you_mean
 from moeworks.stats.counts import add_distributions, add_shares, layer_batches, layers_of
 from moeworks.stats.distributions import entropy, jensen_shannon, normalised_divergence, softmax
-from moeworks.stats.documents import FEWEST_DOCUMENTS, draw_documents, percentiles, ratio_intervals
+from moeworks.stats.documents import (
+    FEWEST_DOCUMENTS,
+    SAMPLE,
+    draw_documents,
+    percentiles,
+    ratio_intervals,
+    selected_documents,
+)
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ def divergence(
     where: Where = Where(),
     source: Source | None = None,
     permutations: int = 1000,
+    sample: int = SAMPLE,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,
@@ -61,6 +69,7 @@ def divergence(
         where: which tokens and layers count.
         source: logits or weights; by default logits where the trace has them.
         permutations: of the documents' labels.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents.
         seed: of both.
         budget_bytes: memory for sums, documents × experts × 8 bytes; layers that do not fit take further passes.
@@ -70,7 +79,7 @@ def divergence(
     """
     read: Source = source or ("logits" if trace.header.logits else "weights")
     layers = layers_of(trace, where)
-    groups = label_groups(trace, label, base, where)
+    groups = label_groups(trace, label, base, where, sample=sample, seed=seed)
     lines: list[dict[str, Any]] = []
     for batch in layer_batches(layers, len(groups.value), budget_bytes=budget_bytes):
         for layer, sums in group_sums(trace, where, groups, batch, read).items():
@@ -101,16 +110,15 @@ class LabelGroups(NamedTuple):
     of_request: Array  # (m,) group of each request, or -1
 
 
-def label_groups(trace: Trace, label: str, base: str, where: Where) -> LabelGroups:
+def label_groups(
+    trace: Trace, label: str, base: str, where: Where, *, sample: int = SAMPLE, seed: int = 0
+) -> LabelGroups:
     """Return the texts of each value and document; BadData where label or base is unknown."""
     requests = trace.request_table()
     if label not in requests.labels:
         raise BadData(f"no request has a label '{label}'; {did_you_mean(label, requests.labels)}")
     values, value = np.unique(requests.labels[label], return_inverse=True)  # (v,), (m,)
-    tokens = np.zeros(len(requests), np.int64)
-    for part in trace.parts:
-        rows = part.rows()
-        tokens += np.bincount(rows.request[where.mask(rows, requests)], minlength=len(requests))
+    tokens = selected_documents(trace, where, sample=sample, seed=seed).of_text  # (m,)
     counted = np.flatnonzero((tokens > 0) & (values[value] != ""))
     if base not in values[value[counted]]:
         seen = sorted(set(map(str, values[value[counted]])))

@@ -15,19 +15,25 @@ if TYPE_CHECKING:
     from moeworks.trace import Trace
 
 __all__ = [
+    "BLOCKS",
     "FEWEST_DOCUMENTS",
     "LEVEL",
+    "SAMPLE",
     "Documents",
     "add_sums",
+    "blocks_of_documents",
     "draw_documents",
     "percentiles",
     "ratio_intervals",
+    "sample_documents",
     "selected_documents",
 ]
 
 Array = NDArray[Any]
 FEWEST_DOCUMENTS = 5  # below, resampling documents says nothing
 LEVEL = 0.95
+BLOCKS = 64  # groups of documents that are resampled together where sums for every document would not fit
+SAMPLE = 1 << 20  # tokens; more of them narrow intervals that are narrow already
 _BLOCK_BYTES = 16 << 20
 
 
@@ -42,8 +48,10 @@ class Documents(NamedTuple):
         return len(self.tokens)
 
 
-def selected_documents(trace: Trace, where: Where) -> Documents:
+def selected_documents(trace: Trace, where: Where, *, sample: int = 0, seed: int = 0) -> Documents:
     """Go through a trace's rows once and return which documents have selected tokens.
+
+    With `sample`, documents are drawn at random until they have so many tokens; the others count as not selected.
 
     Raises:
         BadData: no token is selected.
@@ -59,7 +67,38 @@ def selected_documents(trace: Trace, where: Where) -> Documents:
     of_request = np.full(len(requests), -1)
     _, of_request[counted] = np.unique(trace.documents()[counted], return_inverse=True)
     tokens = np.bincount(of_request[counted], weights=of_text[counted]).astype(np.int64)
-    return Documents(of_request, tokens, of_text)
+    found = Documents(of_request, tokens, of_text)
+    taken = sample_documents(found, sample, seed=seed)
+    if taken.all():
+        return found
+    number = np.where(taken, np.cumsum(taken) - 1, -1)
+    of_request = np.where(of_request >= 0, number[of_request], -1)
+    return Documents(of_request, tokens[taken], np.where(of_request >= 0, of_text, 0))
+
+
+def sample_documents(documents: Documents, tokens: int, *, seed: int) -> Array:
+    """Return which documents to look at, (d,) booleans: drawn at random until they have `tokens`; 0 takes all."""
+    if tokens < 0:
+        raise BadData(f"sample={tokens} is no number of tokens; 0 takes all of them.")
+    if not tokens or tokens >= documents.tokens.sum():
+        return np.ones(len(documents), bool)
+    order = np.random.default_rng([seed, 21]).permutation(len(documents))
+    before = np.cumsum(documents.tokens[order]) - documents.tokens[order]
+    taken = np.zeros(len(documents), bool)
+    taken[order[before < tokens]] = True
+    return taken
+
+
+def blocks_of_documents(taken: Array, *, seed: int, most: int = BLOCKS) -> tuple[Array, int]:
+    """Return the block of each document, (d,) and -1 where it is not taken, and how many blocks there are.
+
+    Blocks are random groups of documents of equal number, so that resampling them is resampling documents.
+    """
+    chosen = np.flatnonzero(taken)
+    count = min(most, len(chosen))
+    block = np.full(len(taken), -1)
+    block[np.random.default_rng([seed, 22]).permutation(chosen)] = np.arange(len(chosen)) % count
+    return block, count
 
 
 def add_sums(sums: Array, entry: Array, values: Array) -> None:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from moeworks.errors import BadData
 from moeworks.stats.counts import add_runs, layers_of
 from moeworks.stats.distributions import jensen_shannon
-from moeworks.stats.documents import draw_documents, percentiles, selected_documents
+from moeworks.stats.documents import SAMPLE, blocks_of_documents, draw_documents, percentiles, selected_documents
 from moeworks.stats.saturation import aligned, saturation
-from moeworks.stats.stretches import blocks_of_documents
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ def drift(
     steps: Sequence[int] | None = None,
     where: Where = Where(),
     permutations: int = 200,
+    sample: int = SAMPLE,
     bootstrap: int = 200,
     seed: int = 0,
 ) -> pa.Table:
@@ -56,6 +56,7 @@ def drift(
         steps: a number for each; without, their order from 0.
         where: which tokens and layers count; read on the final trace.
         permutations: of the traces.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents (of at most 256 random groups of documents where there are more).
         seed: of both.
 
@@ -64,11 +65,13 @@ def drift(
     """
     if permutations < 1:
         raise BadData("permutations=0 gives no null; use at least 1.")
-    choices = saturation(checkpoints, final, steps=steps, where=where, bootstrap=bootstrap, seed=seed).to_pylist()
+    choices = saturation(
+        checkpoints, final, steps=steps, where=where, sample=sample, bootstrap=bootstrap, seed=seed
+    ).to_pylist()
     layers = layers_of(final, where)
     lines: list[dict[str, Any]] = []
     for number, trace in enumerate(checkpoints):
-        runs = _runs(trace, final, layers, where, seed)
+        runs = _runs(trace, final, layers, where, sample, seed)
         for place, layer in enumerate(layers):
             same = choices[number * len(layers) + place]
             lines.append(
@@ -88,15 +91,15 @@ def drift(
     return pa.Table.from_pylist(lines)
 
 
-def _runs(trace: Trace, final: Trace, layers: dict[int, int], where: Where, seed: int) -> dict[int, Array]:
+def _runs(trace: Trace, final: Trace, layers: dict[int, int], where: Where, sample: int, seed: int) -> dict[int, Array]:
     """Return how often each expert ran in each trace and block of documents, layer → (2, blocks, E)."""
-    documents, requests = selected_documents(final, where), final.request_table()
+    documents, requests = selected_documents(final, where, sample=sample, seed=seed), final.request_table()
     block_of, blocks = blocks_of_documents(np.ones(len(documents), bool), seed=seed, most=_BLOCKS)
     runs = {layer: np.zeros((2, blocks, experts)) for layer, experts in layers.items()}
     for ours, theirs, mine, other in aligned(trace, final):
         rows = theirs.rows()
-        counted = where.mask(rows, requests)
-        entry = np.where(counted, block_of[documents.of_request[rows.request]], -1)[other]
+        document = np.where(where.mask(rows, requests), documents.of_request[rows.request], -1)
+        entry = np.where(document >= 0, block_of[document], -1)[other]
         for layer in layers:
             for which, (part, at) in enumerate(((ours, mine), (theirs, other))):
                 add_runs(runs[layer][which], entry, part.ids(layer)[at], part.weights(layer)[at])

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData, did_you_mean
-from moeworks.stats.documents import Documents, selected_documents
-from moeworks.stats.stretches import blocks_of_documents
+from moeworks.stats.documents import Documents, blocks_of_documents, selected_documents
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -74,14 +73,14 @@ class LabelBlocks:
             yield ((drawn == np.arange(v)[:, None]).astype(float) @ flat[there]).reshape(v, *sums.shape[2:])
 
 
-def label_blocks(trace: Trace, where: Where, label: str, *, seed: int) -> LabelBlocks:
+def label_blocks(trace: Trace, where: Where, label: str, *, sample: int, seed: int) -> LabelBlocks:
     """Return the selected texts by value of a label and block of documents.
 
     Raises:
         BadData: nothing is selected, the label is unknown, or has one value only.
     """
     requests = trace.request_table()
-    documents: Documents = selected_documents(trace, where)
+    documents: Documents = selected_documents(trace, where, sample=sample, seed=seed)
     if label not in requests.labels:
         raise BadData(f"no request has a label '{label}'; {did_you_mean(label, requests.labels)}")
     names = np.asarray(requests.labels[label])

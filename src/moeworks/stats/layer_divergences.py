@@ -57,7 +57,7 @@ def layer_divergences(
     if measure not in ("normalised", "raw"):
         raise BadData(f"measure={measure}: divergences are normalised or raw.")
     read: Literal["logits", "weights"] = "logits" if trace.header.logits else "weights"
-    layers, groups = layers_of(trace, where), label_groups(trace, label, base, where)
+    layers, groups = layers_of(trace, where), label_groups(trace, label, base, where, seed=seed)
     values = [v for v in range(len(groups.values)) if v != groups.base and (groups.value == v).any()]
     between = jensen_shannon if measure == "raw" else normalised_divergence
     unit = np.log(2) if measure == "raw" else 1.0

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.stats.stretches import BLOCKS, Stretches
+from moeworks.stats.documents import BLOCKS
+from moeworks.stats.stretches import Stretches
 
 __all__ = ["blocks_for", "pairs_of_one", "pairs_of_two"]
 

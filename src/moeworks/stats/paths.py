@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import layers_of
-from moeworks.stats.documents import ratio_intervals
+from moeworks.stats.documents import SAMPLE, ratio_intervals
 from moeworks.stats.sets import check_ids
-from moeworks.stats.stretches import SAMPLE, Stretches, stretches_of
+from moeworks.stats.stretches import Stretches, stretches_of
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def paths(
     *,
     where: Where = Where(),
     top: int = 10,
-    sample: int = SAMPLE,
+    sample: int = SAMPLE // 2,
     bootstrap: int = 200,
     seed: int = 0,
 ) -> pa.Table:

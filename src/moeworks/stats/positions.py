@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import add_runs, layers_of
-from moeworks.stats.documents import draw_documents, percentiles, selected_documents
+from moeworks.stats.documents import (
+    SAMPLE,
+    blocks_of_documents,
+    draw_documents,
+    percentiles,
+    sample_documents,
+    selected_documents,
+)
 from moeworks.stats.specialisation import log_ratios, total_variation
-from moeworks.stats.stretches import SAMPLE, blocks_of_documents, sample_documents
 from moeworks.where import Where
 
 if TYPE_CHECKING:

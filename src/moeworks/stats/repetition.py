@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import add_runs, layers_of
-from moeworks.stats.documents import add_sums, ratio_intervals, selected_documents
+from moeworks.stats.documents import SAMPLE, add_sums, ratio_intervals, selected_documents
 from moeworks.stats.sets import chance_any, check_ids, chosen, overlap
 from moeworks.where import Where
 
@@ -23,7 +23,9 @@ Array = NDArray[Any]
 _CHUNK = 1 << 14  # rows at a time: they stay in the processor's cache
 
 
-def repetition(trace: Trace, *, where: Where = Where(), bootstrap: int = 200, seed: int = 0) -> pa.Table:
+def repetition(
+    trace: Trace, *, where: Where = Where(), sample: int = SAMPLE, bootstrap: int = 200, seed: int = 0
+) -> pa.Table:
     """Return how often a token repeats experts of the token before it, a row per layer.
 
     Columns: `layer`; `first_choice`, how often the expert of largest weight is the same; `share_any`, how often any
@@ -38,20 +40,21 @@ def repetition(trace: Trace, *, where: Where = Where(), bootstrap: int = 200, se
     Args:
         trace: the trace.
         where: which tokens and layers count; both tokens of a pair have to.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents.
         seed: of the resamplings.
 
     Raises:
         BadData: no two neighbouring tokens are selected.
     """
-    layers, documents = layers_of(trace, where), selected_documents(trace, where)
+    layers, documents = layers_of(trace, where), selected_documents(trace, where, sample=sample, seed=seed)
     requests = trace.request_table()
     sums = np.zeros((len(layers), 3, len(documents)))  # first choice, any, overlap
     pairs = np.zeros(len(documents))
     firsts = {layer: np.zeros((1, experts), np.int64) for layer, experts in layers.items()}
     for part in trace.parts:
         rows = part.rows()
-        kept = where.mask(rows, requests)
+        kept = where.mask(rows, requests) & (documents.of_request[rows.request] >= 0)
         follows = kept[1:] & kept[:-1] & (np.diff(rows.request) == 0) & (np.diff(rows.position) == 1)
         entry = np.where(follows, documents.of_request[rows.request[1:]], -1)  # (n - 1,): of each second token
         add_sums(pairs, entry, np.ones(len(entry)))

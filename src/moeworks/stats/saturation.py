@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import add_runs, layers_of
-from moeworks.stats.documents import add_sums, ratio_intervals, selected_documents
+from moeworks.stats.documents import SAMPLE, add_sums, ratio_intervals, selected_documents
 from moeworks.stats.sets import check_ids, chosen, overlap
 from moeworks.where import Where
 
@@ -31,6 +31,7 @@ def saturation(
     *,
     steps: Sequence[int] | None = None,
     where: Where = Where(),
+    sample: int = SAMPLE,
     bootstrap: int = 200,
     seed: int = 0,
 ) -> pa.Table:
@@ -51,6 +52,7 @@ def saturation(
         final: the trace that they are compared with.
         steps: training step of each checkpoint; without, their order from 0.
         where: which tokens and layers count; read on the final trace.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents.
         seed: of the resamplings.
 
@@ -65,7 +67,7 @@ def saturation(
         check_same_shape(trace, final, layers)
     lines: list[dict[str, Any]] = []
     for step, trace in zip(numbers, checkpoints, strict=True):
-        lines += [{"step": step, **line} for line in _compare(trace, final, layers, where, bootstrap, seed)]
+        lines += [{"step": step, **line} for line in _compare(trace, final, layers, where, sample, bootstrap, seed)]
     return pa.Table.from_pylist(lines)
 
 
@@ -90,9 +92,9 @@ def check_same_shape(trace: Trace, final: Trace, layers: dict[int, int]) -> None
 
 
 def _compare(
-    trace: Trace, final: Trace, layers: dict[int, int], where: Where, bootstrap: int, seed: int
+    trace: Trace, final: Trace, layers: dict[int, int], where: Where, sample: int, bootstrap: int, seed: int
 ) -> list[dict[str, Any]]:
-    documents, requests = selected_documents(final, where), final.request_table()
+    documents, requests = selected_documents(final, where, sample=sample, seed=seed), final.request_table()
     shared = np.zeros((len(layers), len(documents)))
     loads = {layer: np.zeros((2, 1, experts), np.int64) for layer, experts in layers.items()}
     for ours, theirs, mine, other in aligned(trace, final):

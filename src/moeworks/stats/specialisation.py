@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import add_runs, layer_batches, layers_of
-from moeworks.stats.documents import draw_documents, percentiles
+from moeworks.stats.documents import SAMPLE, draw_documents, percentiles
 from moeworks.stats.label_blocks import LabelBlocks, label_blocks
 from moeworks.where import Where
 
@@ -30,6 +30,7 @@ def specialisation(
     top: int = 1,
     fewest: int = 100,
     permutations: int = 200,
+    sample: int = SAMPLE,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,
@@ -57,6 +58,7 @@ def specialisation(
         top: experts of each value and layer.
         fewest: see above.
         permutations: of the documents' values.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents (of at most 128 random groups of a value's documents).
         seed: of all of it.
         budget_bytes: memory for counts; layers that do not fit take further passes.
@@ -66,7 +68,7 @@ def specialisation(
     """
     if top < 1 or permutations < 1:
         raise BadData(f"top={top}, permutations={permutations}: both are at least 1.")
-    layers, blocks = layers_of(trace, where), label_blocks(trace, where, label, seed=seed)
+    layers, blocks = layers_of(trace, where), label_blocks(trace, where, label, sample=sample, seed=seed)
     lines: list[dict[str, Any]] = []
     for batch in layer_batches(layers, blocks.tokens.size, budget_bytes=budget_bytes):
         for layer, runs in blocks.add(trace, where, batch, add_runs).items():
@@ -79,7 +81,7 @@ def specialisation(
 
 def domain_rates(trace: Trace, layer: int, *, label: str = "domain", where: Where = Where()) -> tuple[list[str], Array]:
     """Return the label's values and N(e, D) / N(D) of all experts of a layer, (values, E)."""
-    blocks = label_blocks(trace, where, label, seed=0)
+    blocks = label_blocks(trace, where, label, sample=0, seed=0)
     layers = layers_of(trace, where.model_copy(update={"layer": (layer,)}))
     runs = blocks.add(trace, where, layers, add_runs)[layer].sum(1)
     return list(blocks.values), runs / blocks.tokens.sum(1)[:, None]

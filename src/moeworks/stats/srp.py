@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from moeworks.errors import BadData
 from moeworks.stats.compiled import compiled
 from moeworks.stats.counts import layers_of
-from moeworks.stats.documents import FEWEST_DOCUMENTS, LEVEL, draw_documents
+from moeworks.stats.documents import BLOCKS, FEWEST_DOCUMENTS, LEVEL, SAMPLE, draw_documents
 from moeworks.stats.kernels import count_windows
-from moeworks.stats.stretches import BLOCKS, SAMPLE, Stretches, stretches_of, whole_lengths
+from moeworks.stats.stretches import Stretches, stretches_of, whole_lengths
 from moeworks.where import Where
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def srp(
     segments: Sequence[int] = (4, 16, 64, 256),
     level: Level = "layer",
     label: str | None = None,
-    sample: int = SAMPLE,
+    sample: int = SAMPLE // 2,
     bootstrap: int = 200,
     seed: int = 0,
 ) -> pa.Table:

@@ -10,18 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData, did_you_mean
-from moeworks.stats.documents import Documents, selected_documents
+from moeworks.stats.documents import (
+    BLOCKS,
+    SAMPLE,
+    Documents,
+    blocks_of_documents,
+    sample_documents,
+    selected_documents,
+)
 from moeworks.stats.sets import check_ids
 from moeworks.where import Where
 
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["BLOCKS", "SAMPLE", "Stretches", "blocks_of_documents", "sample_documents", "stretches_of", "whole_lengths"]
+__all__ = ["Stretches", "stretches_of", "whole_lengths"]
 
 Array = NDArray[Any]
-BLOCKS = 64  # groups of documents that are resampled together where sums for every document would not fit
-SAMPLE = 1 << 20  # tokens; more of them narrow intervals that are narrow already
 
 
 @dataclass(frozen=True)
@@ -85,31 +90,6 @@ class Stretches:
                 here[weights == 0] = -1
             done += len(rows)
         return found
-
-
-def sample_documents(documents: Documents, tokens: int, *, seed: int) -> Array:
-    """Return which documents to look at, (d,) booleans: drawn at random until they have `tokens`; 0 takes all."""
-    if tokens < 0:
-        raise BadData(f"sample={tokens} is no number of tokens; 0 takes all of them.")
-    if not tokens or tokens >= documents.tokens.sum():
-        return np.ones(len(documents), bool)
-    order = np.random.default_rng([seed, 21]).permutation(len(documents))
-    before = np.cumsum(documents.tokens[order]) - documents.tokens[order]
-    taken = np.zeros(len(documents), bool)
-    taken[order[before < tokens]] = True
-    return taken
-
-
-def blocks_of_documents(taken: Array, *, seed: int, most: int = BLOCKS) -> tuple[Array, int]:
-    """Return the block of each document, (d,) and -1 where it is not taken, and how many blocks there are.
-
-    Blocks are random groups of documents of equal number, so that resampling them is resampling documents.
-    """
-    chosen = np.flatnonzero(taken)
-    count = min(most, len(chosen))
-    block = np.full(len(taken), -1)
-    block[np.random.default_rng([seed, 22]).permutation(chosen)] = np.arange(len(chosen)) % count
-    return block, count
 
 
 def whole_lengths(name: str, lengths: Sequence[int]) -> tuple[int, ...]:

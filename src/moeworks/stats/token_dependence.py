@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import layer_batches, layers_of
-from moeworks.stats.documents import Documents, add_sums, ratio_intervals, selected_documents
+from moeworks.stats.documents import SAMPLE, Documents, add_sums, ratio_intervals, selected_documents
 from moeworks.stats.sets import check_ids
 from moeworks.stats.token_counts import Vocabulary, count_by_token, token_rows, vocabulary
 from moeworks.where import Where
@@ -31,6 +31,7 @@ def token_dependence(
     where: Where = Where(),
     fewest: int = 5,
     shuffles: int = 2,
+    sample: int = SAMPLE // 2,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,
@@ -62,6 +63,7 @@ def token_dependence(
         where: which tokens and layers count.
         fewest: token ids seen less often in the first half are not tried.
         shuffles: how often token ids are shuffled; chance is their mean.
+        sample: tokens of whole documents drawn at random that are looked at; 0 takes all.
         bootstrap: resamplings of documents.
         seed: of the halves, shuffles and resamplings.
         budget_bytes: memory for counts, 16 × token ids × experts bytes a layer; layers that do not fit take further
@@ -72,7 +74,7 @@ def token_dependence(
     """
     if fewest < 1 or shuffles < 1:
         raise BadData(f"fewest={fewest} and shuffles={shuffles}; both have to be at least 1.")
-    layers, documents = layers_of(trace, where), selected_documents(trace, where)
+    layers, documents = layers_of(trace, where), selected_documents(trace, where, sample=sample, seed=seed)
     words = vocabulary(trace, where, documents, seed=seed)
     tried = words.tokens[0] >= fewest
     if not words.tokens[1][tried].any():

@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 
 from moeworks.errors import BadData
 from moeworks.stats.counts import layer_batches, layers_of
-from moeworks.stats.documents import Documents, add_sums, draw_documents, percentiles, selected_documents
-from moeworks.stats.stretches import SAMPLE, sample_documents
+from moeworks.stats.documents import (
+    SAMPLE,
+    Documents,
+    add_sums,
+    draw_documents,
+    percentiles,
+    selected_documents,
+)
 from moeworks.stats.token_counts import Vocabulary, count_by_token, token_rows, vocabulary
 from moeworks.where import Where
 
@@ -30,7 +36,7 @@ def vocabulary_specialisation(
     fewest: int = 10,
     top: int = 5,
     shuffles: int = 2,
-    sample: int = SAMPLE,
+    sample: int = SAMPLE // 4,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,
@@ -67,14 +73,8 @@ def vocabulary_specialisation(
     """
     if fewest < 1 or shuffles < 1:
         raise BadData(f"fewest={fewest} and shuffles={shuffles}; both have to be at least 1.")
-    layers, chosen, documents = layers_of(trace, where), where, selected_documents(trace, where)
-    taken = sample_documents(documents, sample, seed=seed)
-    documents = Documents(
-        np.where(documents.of_request >= 0, np.where(taken, np.arange(len(taken)), -1)[documents.of_request], -1),
-        np.where(taken, documents.tokens, 0),
-        documents.of_text,
-    )
-    words = vocabulary(trace, chosen, documents, seed=seed)
+    layers, documents = layers_of(trace, where), selected_documents(trace, where, sample=sample, seed=seed)
+    words = vocabulary(trace, where, documents, seed=seed)
     count = words.tokens.sum(0)  # (v,)
     kept = np.flatnonzero(count >= fewest)
     if not len(kept):
@@ -94,8 +94,10 @@ def vocabulary_specialisation(
         for layer, experts in batch.items():
             expert, share = shares[layer]
             null = np.stack(nulls[layer])  # (shuffles, ids)
-            drawn = np.concatenate([w @ noise[layer] for w in draw_documents(len(taken), samples=bootstrap, seed=seed)])
-            low, high = percentiles(drawn + share.mean(), int(taken.sum()))
+            drawn = np.concatenate(
+                [w @ noise[layer] for w in draw_documents(len(documents), samples=bootstrap, seed=seed)]
+            )
+            low, high = percentiles(drawn + share.mean(), len(documents))
             often = np.argsort(-count[kept], kind="stable")[:100]
             best = often[np.argsort(-share[often], kind="stable")[:top]]
             ids = np.flatnonzero(words.index >= 0)[kept]
@@ -115,7 +117,7 @@ def vocabulary_specialisation(
                     "token_ids": len(kept),
                     "coverage": float(count[kept].sum() / count.sum()),
                     "tokens": int(count.sum()),
-                    "documents": int(taken.sum()),
+                    "documents": len(documents),
                 }
             )
     return pa.Table.from_pylist(lines)
