@@ -106,6 +106,15 @@ def test_lfru_forgets_what_was_used_long_ago() -> None:
     assert hits(steps, 4, "lfu", 3)[-2:] == [1, 0]
 
 
+def test_lfru_counts_events_since_the_last_use_plus_one() -> None:
+    """At the ninth event: 1 has 3 uses, 6 events ago: 3/7; 0 has 1 use, 1 event ago: 1/2; 2 has 4/3. So 1 goes, 0 stays.
+
+    With one event more under the line 0 would go (1/3 against 3/8).
+    """
+    steps = [[1], [1], [1], [2], [2], [2], [2], [0], [3], [0]]
+    assert hits(steps, 4, "lfru", 3)[-1] == 1
+
+
 def test_fixed_holds_its_own_and_nothing_else() -> None:
     """Calibration says 2 and 0 are used most; their first use loads them."""
     events = events_of([[0], [1], [2], [0], [1], [2]], 4)
