@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 from moeworks.edit.plan import EditPlan, LayerCut
 
 if TYPE_CHECKING:
+    from moeworks.edit.apply import apply, check_apply, draft_plan
     from moeworks.edit.budgets import BUDGETS, Constraints
     from moeworks.edit.card import model_card
+    from moeworks.edit.checkpoint import open_checkpoint
     from moeworks.edit.compare import compare, compare_several
     from moeworks.edit.compress import compress, load_compressed, ranks
     from moeworks.edit.dense import upcycle
     from moeworks.edit.dose import dose
     from moeworks.edit.exports import export_edit_plan
     from moeworks.edit.files import edit_plan_hash, load_edit_plan, save_edit_plan
+    from moeworks.edit.in_memory import edited, read_layer, write_layer
     from moeworks.edit.library import PlanLibrary
     from moeworks.edit.methods import list_methods, lost_mass
     from moeworks.edit.planning import plan_edit
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from moeworks.edit.replan import as_mask, random_plans, reapply, recut
     from moeworks.edit.scores import EDIT_SCORES, NEURON_SCORES, SEARCHES
     from moeworks.edit.sides import under
+    from moeworks.edit.uneven import load_edited
     from moeworks.edit.unlearn import unlearn
     from moeworks.edit.verify import verify
 
@@ -39,22 +43,29 @@ _HOMES = {
     "NEURON_SCORES": "scores",
     "PlanLibrary": "library",
     "SEARCHES": "scores",
+    "apply": "apply",
     "as_mask": "replan",
+    "check_apply": "apply",
     "compare": "compare",
     "compare_several": "compare",
     "compress": "compress",
     "dose": "dose",
+    "draft_plan": "apply",
     "edit_plan_hash": "files",
+    "edited": "in_memory",
     "export_edit_plan": "exports",
     "list_methods": "methods",
     "load_compressed": "compress",
     "load_edit_plan": "files",
+    "load_edited": "uneven",
     "lost_mass": "methods",
     "model_card": "card",
+    "open_checkpoint": "checkpoint",
     "plan_edit": "planning",
     "preview": "preview",
     "random_plans": "replan",
     "ranks": "compress",
+    "read_layer": "in_memory",
     "reapply": "replan",
     "recut": "replan",
     "repair": "repair",
@@ -63,6 +74,7 @@ _HOMES = {
     "unlearn": "unlearn",
     "upcycle": "dense",
     "verify": "verify",
+    "write_layer": "in_memory",
 }
 
 __all__ = [
@@ -74,22 +86,29 @@ __all__ = [
     "EditPlan",
     "LayerCut",
     "PlanLibrary",
+    "apply",
     "as_mask",
+    "check_apply",
     "compare",
     "compare_several",
     "compress",
     "dose",
+    "draft_plan",
     "edit_plan_hash",
+    "edited",
     "export_edit_plan",
     "list_methods",
     "load_compressed",
     "load_edit_plan",
+    "load_edited",
     "lost_mass",
     "model_card",
+    "open_checkpoint",
     "plan_edit",
     "preview",
     "random_plans",
     "ranks",
+    "read_layer",
     "reapply",
     "recut",
     "repair",
@@ -98,6 +117,7 @@ __all__ = [
     "unlearn",
     "upcycle",
     "verify",
+    "write_layer",
 ]
 
 
