@@ -107,7 +107,7 @@ def test_lfru_forgets_what_was_used_long_ago() -> None:
 
 
 def test_lfru_counts_events_since_the_last_use_plus_one() -> None:
-    """At the ninth event: 1 has 3 uses, 6 events ago: 3/7; 0 has 1 use, 1 event ago: 1/2; 2 has 4/3. So 1 goes, 0 stays.
+    """At the ninth event: 1 has 3 uses, 6 events ago: 3/7; 0 has 1 use, 1 event ago: 1/2; 2 has 4/3. So 1 goes.
 
     With one event more under the line 0 would go (1/3 against 3/8).
     """
