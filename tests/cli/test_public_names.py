@@ -23,7 +23,7 @@ def test_import_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["contract", "trace", "stats", "plan", "where", "artefact", "examples", "find", "data"]
+    "room", ["contract", "trace", "stats", "plan", "where", "artefact", "examples", "find", "data", "compare"]
 )
 def test_rooms_without_torch(room: str) -> None:
     """The import rule of the design: these rooms need numpy, pyarrow and pydantic (find: scipy) only."""

@@ -1,4 +1,4 @@
-"""Half of the experts chosen for French keep French within 5 %, chosen by chance they do not: on text nobody chose by."""
+"""Half of the experts chosen for French keep French within 5 %, chosen by chance they do not, on held-out text."""
 
 from __future__ import annotations
 

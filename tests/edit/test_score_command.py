@@ -116,7 +116,7 @@ def test_killed_for_good_and_resumed(model, tmp_path):
     """kill -9 of a process, wherever it is by then; the same line with --resume gives what an undisturbed run gives."""
     many = tmp_path / "many.jsonl"
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    many.write_text("".join(json.dumps({"text": " ".join(words[i % 7 :] * (1 + i % 5))}) + "\n" for i in range(600)))
+    many.write_text("".join(json.dumps({"text": " ".join(words[i % 7 :] * (1 + i % 5))}) + "\n" for i in range(120)))
     line = ["edit", "score", model, str(many), "--batch-size", "2", "--checkpoint-every", "3", "--collect"]
     line += ["cheap,router,means,sets", "--rows", "50"]
     assert run(*line, "-o", tmp_path / "whole") == 0

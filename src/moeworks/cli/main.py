@@ -27,6 +27,7 @@ from moeworks.cli import (
     probes,
     record,
     schema,
+    serve,
     stability,
     steer,
     study,
@@ -61,6 +62,7 @@ for panel, name, function in (
     (THE_LOOP, "study", study.command),
     (THE_LOOP, "compare", compare.command),
     (THE_LOOP, "stability", stability.command),
+    (THE_LOOP, "serve", serve.command),
     (FILES, "schema", schema.command),
     (FILES, "doctor", doctor.command),
 ):

@@ -71,12 +71,14 @@ class Preview(_Frozen):
         if self.random:
             kl = [control.divergence for control in self.random]
             rise = [control.perplexity[ALL] for control in self.random]
-            lines.append(f"  random, {len(self.random)} seeds    KL {_span(kl)}, perplexity times {_span(rise)}")
+            lines.append(f"  random, {_counted(len(self.random))}    KL {_span(kl)}, perplexity times {_span(rise)}")
         for probe in self.probes:
             beside = f", random {_span(probe.random)}" if probe.random else ""
+            known = np.isfinite(probe.effect.low) and np.isfinite(probe.effect.high)
+            width = f"[{probe.effect.low:+.4g}, {probe.effect.high:+.4g}]" if known else "[too few documents]"
             lines.append(
                 f"  {probe.probe}: {probe.metric} {probe.before:.4g} -> {probe.after:.4g}, effect "
-                f"{probe.effect.value:+.4g} [{probe.effect.low:+.4g}, {probe.effect.high:+.4g}]{beside}"
+                f"{probe.effect.value:+.4g} {width}{beside}"
             )
         return "\n".join(lines)
 
@@ -235,6 +237,10 @@ def _effect(
         random=tuple(float(other.mean()) for other in others),
         excess=resamples.excess(effects, np.stack(others)) if others else None,
     )
+
+
+def _counted(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _span(values: Sequence[float]) -> str:

@@ -16,7 +16,7 @@ from moeworks.errors import BadPlan, MoeworksError
 from moeworks.plan.protected import Protect, protection
 from moeworks.plan.schema import Plan
 
-__all__ = ["FORMAT", "VERSION", "empty_plan", "load_plan", "plan_hash", "plan_header", "save_plan"]
+__all__ = ["FORMAT", "VERSION", "empty_plan", "load_plan", "parse_plan", "plan_hash", "plan_header", "save_plan"]
 
 FORMAT = "moeworks.plan"
 VERSION = 1
@@ -57,7 +57,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         if name in document:
             document[name] = document.pop(name)
     text = _pretty(document) + "\n"
-    if _parse(text, "the plan") != plan:
+    if parse_plan(text, "the plan") != plan:
         raise BadPlan("the plan holds values that do not survive in a file, such as NaN or a tuple among its options.")
     if str(path) == "-":
         sys.stdout.write(text)
@@ -74,17 +74,22 @@ def load_plan(path: str | Path) -> Plan:
         MoeworksError: the file cannot be read.
     """
     if str(path) == "-":
-        return _parse(sys.stdin.read(), "the plan on standard input")
+        return parse_plan(sys.stdin.read(), "the plan on standard input")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise MoeworksError(f"cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError:
         raise BadPlan(f"{path} is not a plan: it is not UTF-8 text.") from None
-    return _parse(text, str(path))
+    return parse_plan(text, str(path))
 
 
-def _parse(text: str, name: str) -> Plan:
+def parse_plan(text: str, name: str) -> Plan:
+    """Read a plan from its JSON text; `name` is what errors call it.
+
+    Raises:
+        BadPlan: not a plan, of an unknown version, or malformed; the message has every problem.
+    """
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:

@@ -154,7 +154,7 @@ def write_lora(
 
     Raises:
         BadData: the output exists.
-        Unsupported: the factors are no `base_delta`, or the family stores its experts in a layout for which no exact adapter is known.
+        Unsupported: the factors are no `base_delta`, or no exact adapter is known for the family's layout of experts.
     """
     config, layers = _config(checkpoint), [found.factors.layer for found in compressed]
     factors = [found.factors for found in compressed]
