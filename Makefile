@@ -53,7 +53,7 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.check: pyproject.toml $(VENV)/.torch
 	@echo 'installing moeworks and what its tests need (once)'
-	@$(PIP) --editable '.[transformers,data,tasks,fast,watch,lab,docs,dev]'
+	@$(PIP) --editable '.[transformers,data,tasks,fast,watch,serve,lab,docs,dev]'
 	@touch $@ $(VENV)/.demo
 
 install: $(VENV)/.demo
