@@ -178,3 +178,21 @@ def test_quantised_experts_are_not_read_as_weights(tmp_path) -> None:
     folder = by_hand(tmp_path / "q", packed, model_type="gpt_oss", num_local_experts=4, num_experts_per_tok=2)
     with pytest.raises(Unsupported, match="only whole experts can be cut"):
         open_checkpoint(folder).read_layer(0)
+
+
+def test_a_hub_id_is_downloaded_and_what_fails_is_said(tmp_path, monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder = saved("mixtral", tmp_path / "m")
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.append(name) or str(folder))
+    assert open_checkpoint("some/model").layers == [0, 1, 2, 3]
+    assert asked == ["some/model"]
+
+    def offline(name, **options):
+        raise LocalEntryNotFoundError("no network.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(BadData, match=r"cannot open the model 'some/model': no network\. Give `lab`"):
+        open_checkpoint("some/model")

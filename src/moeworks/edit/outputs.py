@@ -12,11 +12,11 @@ from torch import Tensor
 from moeworks.edit.checkpoint.convert import pack, unpack
 from moeworks.edit.checkpoint.files import Reader
 from moeworks.edit.checkpoint.layout import LayerLayout
-from moeworks.edit.checkpoint.names import split
+from moeworks.edit.checkpoint.names import is_extra, split
 from moeworks.edit.checkpoint.source import Checkpoint
 from moeworks.edit.layer import LayerWeights
 from moeworks.edit.plan import EditPlan
-from moeworks.edit.rewrite import Options, Rewrite, merges
+from moeworks.edit.rewrite import Options, Rewrite
 from moeworks.edit.tables import replace_in_table
 from moeworks.edit.transformed import new_layer
 from moeworks.errors import RunFailed
@@ -133,8 +133,6 @@ def _untouched(rewrite: Rewrite) -> bool:
 
 def _is_dropped(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a tensor belongs to a layer for multi-token prediction."""
-    from moeworks.edit.checkpoint.names import is_extra
-
     if is_extra(name):
         return True
     place = split(name)
@@ -257,8 +255,3 @@ def _reshaped(old: LayerWeights, experts: int, neurons: int) -> LayerWeights:
 
     changed: Mapping[str, Any] = {name: resized(name, tensor) for name, tensor in old.per_expert().items()}
     return replace(old, **changed)
-
-
-def has_merges(planned: Sequence[Rewrite]) -> bool:
-    """Whether a layer makes one expert of several."""
-    return any(rewrite.cut is not None and merges(rewrite.cut) for rewrite in planned)
