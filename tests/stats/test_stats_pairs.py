@@ -63,6 +63,16 @@ def test_sets_of_other_sizes_have_a_chance_of_their_own(tmp_path):
     assert rows[0, 1]["together_chance"] == pytest.approx(50 / 6)  # 50 sets of two, even loads
 
 
+def test_chance_adds_up_over_set_sizes(tmp_path):
+    """Half of the tokens ran three of four experts, half two: 3 and 1 pairs of 6, each with even loads."""
+    sets = [[0, 1, 2], [1, 2, 3], [2, 3, 0], [3, 0, 1]]
+    ids, weights = sets * 20, [[1 / 3] * 3] * 40 + [[0.5, 0.5, 0]] * 40
+    trace = write_texts(tmp_path / "t", [Text({}, {0: ids}, {0: weights})], experts=4)
+    rows = coactivation(trace, top=0, fewest=0).to_pylist()
+    assert len(rows) == 6
+    assert all(row["together_chance"] == pytest.approx(40 * 3 / 6 + 40 * 1 / 6) for row in rows)
+
+
 def test_independent_choices_are_at_chance_and_planted_pairs_are_found(tmp_path):
     """Null: no pair far from chance; planted: experts 1 and 4 rise together in half of the texts."""
     null = make_trace(tmp_path / "null", requests=40, rows_per_request=100, top_k=3)

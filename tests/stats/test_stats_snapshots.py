@@ -58,6 +58,15 @@ def test_drift_between_equal_models_is_at_chance_and_a_planted_one_is_not(tmp_pa
         drift([make_trace(tmp_path / "other", header={"text_hash": "other"})], final)
 
 
+def test_noise_alone_is_at_chance(tmp_path):
+    """Two draws from the same loads: divergence is above 0, as far as its chance is, and p is not small."""
+    rng = np.random.default_rng(0)
+    both = [rng.random((40, 30, 4)).argpartition(2, axis=2)[..., :2].tolist() for _ in range(2)]
+    (line,) = drift([write(tmp_path / "a", both[0])], write(tmp_path / "b", both[1])).to_pylist()
+    assert 0 < line["divergence"] < 4 * line["chance"]
+    assert line["p"] > 0.02
+
+
 LANGUAGES = {"lang": ["en", "fr", "de", "es", "it", "pt"]}
 
 

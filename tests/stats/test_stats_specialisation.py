@@ -59,6 +59,16 @@ def test_translations_are_exchanged_within_their_document(tmp_path):
     assert rows[0]["documents"] == 30
 
 
+def test_a_small_effect_within_documents_that_differ_much_is_found(tmp_path):
+    """Translations: what documents have in common is no noise, since values are exchanged within each of them."""
+    planted = {(0, 5): ("lang", "fr", 0.6)}
+    trace = make_trace(tmp_path / "t", requests=60, requests_per_document=2, rows_per_request=60, topic=2.0,
+                       labels={"lang": ["en", "fr"]}, planted=planted)  # fmt: skip
+    first, *_ = (r for r in specialisation(trace, label="lang", bootstrap=20).to_pylist() if r["value"] == "fr")
+    assert (first["layer"], first["expert"]) == (0, 5)
+    assert first["p"] <= 0.01
+
+
 def test_positions_shuffled_in_their_text_are_the_null(tmp_path):
     """Planted on positions 0 to 3 of every text: these ranges are far from chance, later ones are not."""
     arguments = {"requests": 60, "rows_per_request": 40, "layers": (0,), "topic": 0.5}

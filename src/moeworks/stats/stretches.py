@@ -142,7 +142,7 @@ def stretches_of(
         if not len(kept):
             continue
         request, position = rows.request[kept], rows.position[kept].astype(np.int64)
-        new = np.concatenate([[True], (np.diff(request) != 0) | (np.diff(position) < 0)])
+        new = np.concatenate([[True], (np.diff(request) != 0) | (np.diff(position) != 1)])
         first = np.flatnonzero(new)
         starts.append(done + first)
         stops.append(done + np.append(first[1:], len(kept)))
