@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["reuse_distance"]
 
 Array = NDArray[Any]
-SAMPLE = 1 << 18  # tokens
+SAMPLE = 1 << 17  # tokens
 QUANTILES = (0.1, 0.5, 0.9)
 
 

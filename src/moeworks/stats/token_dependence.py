@@ -31,7 +31,7 @@ def token_dependence(
     where: Where = Where(),
     fewest: int = 5,
     shuffles: int = 2,
-    sample: int = SAMPLE // 2,
+    sample: int = SAMPLE // 4,
     bootstrap: int = 200,
     seed: int = 0,
     budget_bytes: int = 256 << 20,

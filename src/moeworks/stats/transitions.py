@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["mutual_information", "transitions"]
 
 Array = NDArray[Any]
-SAMPLE = 1 << 18  # tokens
+SAMPLE = 1 << 17  # tokens
 _CHUNK = 1 << 15  # rows at a time
 
 
