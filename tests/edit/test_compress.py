@@ -25,7 +25,7 @@ from moeworks.edit.compress import (
 from moeworks.edit.compress.experts import WholeExperts
 from moeworks.edit.compress.factors import check_options
 from moeworks.edit.compress.picture import save_ranks_picture
-from moeworks.edit.compress.ranks import effective_rank, energy_curve, rank_for, stable_rank
+from moeworks.edit.compress.rank_table import effective_rank, energy_curve, rank_for, stable_rank
 from moeworks.edit.compress.ternary import pack, unpack
 from moeworks.edit.layer import LayerWeights
 from moeworks.edit.plan import LayerCut

@@ -11,7 +11,7 @@ from moeworks.artefact import replace_file
 from moeworks.report.figure import COLOURS, figure, style, tidy
 
 if TYPE_CHECKING:
-    from moeworks.compare.compare import Comparison
+    from moeworks.compare.comparison import Comparison
 
 __all__ = ["save_comparison"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moeworks.compare.compare import Comparison
+    from moeworks.compare.comparison import Comparison
 
 __all__ = ["in_words"]
 

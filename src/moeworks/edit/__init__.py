@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moeworks.edit.budgets import BUDGETS, Constraints
     from moeworks.edit.card import model_card
     from moeworks.edit.checkpoint import open_checkpoint
+    from moeworks.edit.collect import collect
     from moeworks.edit.compare import compare, compare_several
     from moeworks.edit.compress import compress, load_compressed, ranks
     from moeworks.edit.dense import upcycle
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from moeworks.edit.replan import as_mask, random_plans, reapply, recut
     from moeworks.edit.scores import EDIT_SCORES, NEURON_SCORES, SEARCHES
     from moeworks.edit.sides import under
+    from moeworks.edit.statistics_file import Statistics, merge_statistics
+    from moeworks.edit.stream import stream
     from moeworks.edit.uneven import load_edited
     from moeworks.edit.unlearn import unlearn
     from moeworks.edit.verify import verify
@@ -43,9 +46,11 @@ _HOMES = {
     "NEURON_SCORES": "scores",
     "PlanLibrary": "library",
     "SEARCHES": "scores",
+    "Statistics": "statistics_file",
     "apply": "apply",
     "as_mask": "replan",
     "check_apply": "apply",
+    "collect": "collect",
     "compare": "compare",
     "compare_several": "compare",
     "compress": "compress",
@@ -59,6 +64,7 @@ _HOMES = {
     "load_edit_plan": "files",
     "load_edited": "uneven",
     "lost_mass": "methods",
+    "merge_statistics": "statistics_file",
     "model_card": "card",
     "open_checkpoint": "checkpoint",
     "plan_edit": "planning",
@@ -70,6 +76,7 @@ _HOMES = {
     "recut": "replan",
     "repair": "repair",
     "save_edit_plan": "files",
+    "stream": "stream",
     "under": "sides",
     "unlearn": "unlearn",
     "upcycle": "dense",
@@ -86,9 +93,11 @@ __all__ = [
     "EditPlan",
     "LayerCut",
     "PlanLibrary",
+    "Statistics",
     "apply",
     "as_mask",
     "check_apply",
+    "collect",
     "compare",
     "compare_several",
     "compress",
@@ -102,6 +111,7 @@ __all__ = [
     "load_edit_plan",
     "load_edited",
     "lost_mass",
+    "merge_statistics",
     "model_card",
     "open_checkpoint",
     "plan_edit",
@@ -113,6 +123,7 @@ __all__ = [
     "recut",
     "repair",
     "save_edit_plan",
+    "stream",
     "under",
     "unlearn",
     "upcycle",

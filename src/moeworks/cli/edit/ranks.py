@@ -31,7 +31,7 @@ def command(
     from moeworks.cli.output import print_json
     from moeworks.edit.checkpoint import open_checkpoint
     from moeworks.edit.compress.picture import save_ranks_picture
-    from moeworks.edit.compress.ranks import ranks
+    from moeworks.edit.compress.rank_table import ranks
     from moeworks.edit.compress.run import read_layers
     from moeworks.engines.progress import Progress
 

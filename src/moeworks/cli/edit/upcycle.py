@@ -10,7 +10,7 @@ import typer
 from moeworks.cli.options import Json, Seed, named_values, one_of
 
 if TYPE_CHECKING:
-    from moeworks.edit.dense.upcycle import Upcycled
+    from moeworks.edit.dense.upcycling import Upcycled
 
 
 def command(
@@ -64,7 +64,7 @@ def command(
     from moeworks.cli.output import print_json
     from moeworks.data import read_examples
     from moeworks.edit.dense import TARGETS, UPCYCLINGS, upcycle
-    from moeworks.edit.dense.upcycle import ROUTERS
+    from moeworks.edit.dense.upcycling import ROUTERS
 
     one_of(method, UPCYCLINGS.names(), "--method")
     chosen: Any = one_of(router, ROUTERS, "--router")

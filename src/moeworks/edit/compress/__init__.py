@@ -13,7 +13,7 @@ from moeworks.edit.compress.lora import save_lora
 from moeworks.edit.compress.measure import Measured, measure, output_error
 from moeworks.edit.compress.mobe import mobe
 from moeworks.edit.compress.mole import mole
-from moeworks.edit.compress.ranks import effective_rank, energy_curve, ranks, stable_rank
+from moeworks.edit.compress.rank_table import effective_rank, energy_curve, ranks, stable_rank
 from moeworks.edit.compress.run import compress, write_compressed, write_dense, write_lora
 from moeworks.edit.compress.ternary import ternary
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from moeworks.artefact import replace_file
 from moeworks.edit.compress.factors import PROJECTIONS
-from moeworks.edit.compress.ranks import energy_curve, singular_values
+from moeworks.edit.compress.rank_table import energy_curve, singular_values
 from moeworks.edit.layer import LayerWeights
 from moeworks.report.figure import style
 

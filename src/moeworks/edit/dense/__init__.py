@@ -10,7 +10,7 @@ from moeworks.edit.dense.registry import UPCYCLINGS
 from moeworks.edit.dense.routers import evened, fit_router, local_labels, mean_hidden_rows
 from moeworks.edit.dense.source import Dense, dense_of, open_dense
 from moeworks.edit.dense.targets import TARGETS
-from moeworks.edit.dense.upcycle import Upcycled, make, upcycle
+from moeworks.edit.dense.upcycling import Upcycled, make, upcycle
 
 __all__ = [
     "TARGETS",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moeworks.compare.compare import Comparison, compare
+from moeworks.compare.comparison import Comparison, compare
 from moeworks.errors import BadData
 from moeworks.where import Where
 
