@@ -15,7 +15,7 @@ from moeworks.engines.transformers.tokens import Prepared
 from moeworks.errors import BadData, MoeworksError
 from moeworks.serve.door import TICKET
 from moeworks.serve.errors import Refused, error_body, refusal
-from moeworks.serve.fields import ChatFields, CompletionFields
+from moeworks.serve.fields import ChatFields, CompletionFields, GenerationOptions
 from moeworks.serve.limits import Limits
 from moeworks.serve.listener import TokenLog
 from moeworks.serve.plans import Chosen, PlanBook
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
     from moeworks.engines.transformers.engine import TransformersEngine
 
 __all__ = ["EngineModels", "Serving", "event_stream", "run_to_end", "usage_of"]
-
-# Options of `generate` that a request's `generation_config` may set: none of them changes what a pass of the model is.
-GENERATION = frozenset(
-    {
-        *("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "do_sample"),
-        *("repetition_penalty", "no_repeat_ngram_size", "max_new_tokens", "min_new_tokens"),
-        *("eos_token_id", "pad_token_id", "bos_token_id"),
-    }
-)
 
 
 class EngineModels(ModelManager):  # type: ignore[misc]
@@ -128,14 +119,16 @@ class Serving:
         # Seeds are set on the inference thread, stop texts are cut off by the listener, lengths depend on the prompt.
         ours = ("seed", "stop", "max_tokens", "max_completion_tokens")
         plain = {name: value for name, value in body.items() if name not in ours}
-        given = _generation_config(fields.generation_config)
+        given = GenerationOptions.read(fields.generation_config)
         defaults = self.engine.model.generation_config
         if fields.generation_config is not None:
-            ends = {name: getattr(defaults, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
-            plain["generation_config"] = json.dumps({**ends, "max_new_tokens": 1024, **given})
+            own = {name: getattr(defaults, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+            plain["generation_config"] = json.dumps({**own, "max_new_tokens": 1024, **given})
         vocabulary = self.engine.model.get_input_embeddings().num_embeddings
-        if wrong := [token for token in fields.logit_bias or () if int(token) >= vocabulary]:
-            raise BadData(f"logit_bias: there is no token {wrong[0]}; the model knows {vocabulary} tokens.")
+        ends = given.get("eos_token_id", ())
+        named = [*map(int, fields.logit_bias or ()), *(ends if isinstance(ends, list) else [ends] if ends else ())]
+        if wrong := [token for token in named if token >= vocabulary]:
+            raise BadData(f"there is no token {wrong[0]}; the model knows {vocabulary} tokens.")
         try:
             config = build(plain, defaults)
             if "do_sample" not in given and (fields.temperature or (fields.top_p and fields.temperature is None)):
@@ -219,26 +212,6 @@ def error_event(error: Refused) -> str:
 def shown(tokenizer: Any, log: TokenLog) -> list[tuple[str, float]]:
     """Return the alternatives of a token as texts."""
     return [(tokenizer.decode([token]), value) for token, value in log.top]
-
-
-def _generation_config(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"generation_config is not JSON: {str(error)[:200]}.") from None
-    if not isinstance(given, dict):
-        raise BadData("generation_config is not a JSON object.")
-    if refused := sorted(given.keys() - GENERATION):
-        raise BadData(
-            f"generation_config: {', '.join(refused)[:300]} cannot be set by a request; known: "
-            f"{', '.join(sorted(GENERATION))}."
-        )
-    new = given.get("max_new_tokens")
-    if new is not None and (not isinstance(new, int) or isinstance(new, bool) or new < 1):
-        raise BadData("generation_config: max_new_tokens is a whole number from 1 on.")
-    return given
 
 
 async def in_thread(function: Any, *arguments: Any, **options: Any) -> Any:

@@ -182,7 +182,7 @@ class Door:
 def problem_of(body: bytes) -> str:
     """Return what keeps a body from being a JSON object of text that can be encoded; empty where nothing does."""
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode())
     except UnicodeDecodeError:
         return "the body is not UTF-8 text."
     except RecursionError:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moeworks.artefact import problems_of
 from moeworks.errors import BadData
 
-__all__ = ["ChatFields", "CompletionFields", "MoeworksField", "Record", "Sampling", "read_fields"]
+__all__ = ["ChatFields", "CompletionFields", "GenerationOptions", "MoeworksField", "Record", "Sampling", "read_fields"]
 
 STOPS, STOP_LENGTH = 16, 256
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
@@ -51,6 +51,43 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     include_usage: bool = False
+
+
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class GenerationOptions(_Strict):
+    """Options of `generate` that the field `generation_config` may set; none changes what a pass of the model is."""
+
+    do_sample: bool | None = None
+    temperature: float | None = Field(None, gt=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    epsilon_cutoff: float | None = Field(None, gt=0, lt=1)
+    eta_cutoff: float | None = Field(None, gt=0, lt=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    no_repeat_ngram_size: int | None = Field(None, ge=1, le=1024)
+    max_new_tokens: int | None = Field(None, ge=1)
+    min_new_tokens: int | None = Field(None, ge=1)
+    eos_token_id: TokenId | Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=64)] | None = None
+
+    @classmethod
+    def read(cls, text: str | None) -> dict[str, Any]:
+        """Return what was set, by name.
+
+        Raises:
+            BadData: it is no JSON object of these.
+        """
+        if text is None:
+            return {}
+        try:
+            given = cls.model_validate_json(text).model_dump(exclude_none=True)
+        except ValidationError as error:
+            raise BadData(f"generation_config: {problems_of(error)[:1000]}.") from None
+        ends = given.get("eos_token_id")
+        return {**given, "eos_token_id": list(ends)} if isinstance(ends, tuple) else given
 
 
 class Sampling(BaseModel):
@@ -113,7 +150,12 @@ TokenIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1
 class CompletionFields(Sampling):
     """Fields of `/v1/completions`."""
 
-    prompt: str | TokenIds | tuple[str, ...] | tuple[TokenIds, ...] = ""
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[tuple[str, ...], Field(min_length=1)]
+        | Annotated[tuple[TokenIds, ...], Field(min_length=1)]
+    ) = ""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None

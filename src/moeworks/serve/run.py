@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from moeworks.errors import BadData, MoeworksError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from moeworks.engines.base import Engine
     from moeworks.plan import Plan
     from moeworks.serve.limits import Limits
 
-__all__ = ["KEY_VARIABLE", "open_model", "serve"]
+__all__ = ["KEY_VARIABLE", "open_model", "serve", "server_of"]
 
 KEY_VARIABLE = "MOEWORKS_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -93,37 +96,51 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _serve(app: Any, listening: socket.socket, host: str) -> None:
     import transformers
-    import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     transformers.logging.set_verbosity_error()
     if host in LOOPBACK:  # a page in a browser may reach loopback under a name of its own
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "::1"])
-    door, serving = app.state.door, app.state.serving
+    serving = app.state.serving
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
+    def started() -> None:
+        names = ", ".join(name for name, _, _ in serving.plans) or "none"
+        print(f"serving {serving.engine.identity.name} at {address}/v1, plans: {names}; Ctrl-C stops", file=sys.stderr)
+
+    with suppress(KeyboardInterrupt):
+        server_of(app, started).run(sockets=[listening])
+    print("stopped", file=sys.stderr)
+
+
+def server_of(app: Any, started: Callable[[], None] = lambda: None, **options: Any) -> uvicorn.Server:
+    """Return uvicorn's server for an app of `build_app`; stopped, it lets running requests finish for a while.
+
+    Args:
+        app: the app.
+        started: called when it takes requests.
+        **options: of uvicorn's config.
+    """
+    import uvicorn
+
+    door, grace = app.state.door, app.state.serving.limits.grace_seconds
+
     class Server(uvicorn.Server):
-        """Says where it is, and lets running requests finish."""
+        """Says when it is there, and takes no more requests while it stops."""
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            names = ", ".join([door_name for door_name, _, _ in serving.plans]) or "none"
-            print(
-                f"serving {serving.engine.identity.name} at {address}/v1, plans: {names}; Ctrl-C stops", file=sys.stderr
-            )
+            started()
 
         async def shutdown(self, sockets: Any = None) -> None:
             door.drain()
             await super().shutdown(sockets)
 
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=int(serving.limits.grace_seconds) + 5,
-        server_header=False,
-    )
-    with suppress(KeyboardInterrupt):
-        Server(config).run(sockets=[listening])
-    print("stopped", file=sys.stderr)
+    settings: dict[str, Any] = {
+        "log_level": "error",
+        "access_log": False,
+        "lifespan": "on",
+        "timeout_graceful_shutdown": math.ceil(grace) + 5,
+        "server_header": False,
+    }
+    return Server(uvicorn.Config(app, **(settings | options)))

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +190,12 @@ class Worker:
             if listener.top is not None:
                 handle = self.engine.model.register_forward_hook(last_logits(listener))
                 stack.callback(handle.remove)
-            with suppress(Stopped):
+            try:
                 run_generation(self.engine, tap, [prompt], new, seed, {**options, "streamer": listener})
+            except Stopped:
+                pass
+            except ValueError as error:  # how `generate` says that its options do not go together
+                raise Refused(400, f"generate refuses these options: {str(error).splitlines()[0][:300]}") from error
 
     def _read(
         self, plan: Plan | None, prompt: Prepared, top: int, record: bool, logits: bool
