@@ -109,6 +109,18 @@ def test_one_changed_number_outside_the_experts(made, copy):
     assert failed(found)["tensors"] == "model.norm.weight is not the original's"
 
 
+def test_one_changed_bit_of_a_cut_expert(made, copy):
+    original, plan, _ = made
+
+    def nudge(tensors):
+        row = tensors["model.layers.0.mlp.experts.2.up_proj.weight"][3]
+        row.copy_(torch.nextafter(row, row + 1))
+
+    change_weights(copy, nudge)
+    found = verify(copy, original, plan, **QUICK)
+    assert failed(found) == {"tensors": "layer 0: up of expert 2 is not the planned one"}
+
+
 def test_a_stale_count_key(made, copy):
     original, plan, _ = made
     change_json(copy, "config.json", num_local_experts=8, num_experts=8)
