@@ -69,6 +69,7 @@ def main() -> None:
     ]
     memory = startup["record_memory"]
     caches = run("place_cache.py")["results"]
+    collecting = run("edit_statistics.py")["results"]
     fixed, refined = permutations["results"]["fixed"], permutations["results"]["refine"]
     others = [
         ("risk difference, 1,000 document permutations, 1 M tokens × 6 layers × 32 experts",
@@ -83,6 +84,13 @@ def main() -> None:
             (f"simulated cache, {policy}: requests a second of one core; against plain Python",
              f"{arm['million_requests_a_second']:.0f} million; {arm['times_faster']:.0f} × faster", "")
             for policy, arm in caches.items() if "times_faster" in arm
+        ),
+        *(
+            (f"collecting: the reference way (every expert on every token) against all cheap statistics, {name}",
+             f"{arm['reference_times_as_long_as_cheap']} × as long, "
+             f"{arm['extra_work_of_reference_over_cheap']} × the extra work",
+             f"at least {arm['target_at_least']:g} × the extra work")
+            for name, arm in collecting.items()
         ),
         (f"opening a trace of {opening['rows']:,} tokens ({opening['megabytes']:.0f} MB)",
          f"{opening['open_first_seconds']:.4f} s", "0.1 s"),
@@ -122,6 +130,16 @@ def main() -> None:
                 "Decode: one text, token by token, lab model",
                 decode,
                 {"record ids and weights": 1.10, "ten experts demoted": 1.10, "empty plan": 1.02},
+            ),
+            "## What collecting statistics for editing costs",
+            *(
+                ratios(
+                    f"{name}: {arm['tokens']:,} tokens, {arm['layers']} layers, "
+                    f"{arm['top_k']} of {arm['experts']} experts",
+                    arm["arms"],
+                    {"cheap": 1.6},
+                )
+                for name, arm in collecting.items()
             ),
             "## Everything else",
             table(("what", "measured", "target at most"), others),
