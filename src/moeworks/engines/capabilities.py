@@ -18,18 +18,21 @@ ABILITIES = (
     "add",
     "mask",
     "scale",
-    "top_k",
+    "top_k lowered",
+    "top_k raised",
     "replay",
     "neurons",
     "gates on routing",
     "gates on the residual",
+    "clauses on roles, spans, labels and token ids",
     "score answers and texts",
     "patching",
     "chat templates",
     "many plans in one batch",
 )
 
-_NO_VLLM = "this version of moeworks has no vLLM engine"
+_NOT_INSIDE = "vLLM's kernels do not show what is inside experts"
+_NO_PASS = "a gate decides on a plain pass over the prompt before the plan, which vLLM does not make"
 _ONE_PLAN = "a plan applies to the whole batch; run one batch a plan"
 
 TABLE: dict[str, dict[str, str]] = {
@@ -40,9 +43,19 @@ TABLE: dict[str, dict[str, str]] = {
         "patching": "it runs no module whose activations could be swapped; its torch twin does",
         "many plans in one batch": _ONE_PLAN,
     },
-    "vllm": dict.fromkeys(ABILITIES, _NO_VLLM),
+    "vllm": {
+        "beam search": "it decodes greedily or samples",
+        "top_k raised": "its kernels have the model's own number of slots for a token",
+        "replay": "it has no way to hand in a decision for every token",
+        "neurons": _NOT_INSIDE,
+        "gates on routing": _NO_PASS,
+        "gates on the residual": _NO_PASS,
+        "clauses on roles, spans, labels and token ids": "a request brings no more than its tokens; phases and "
+        "positions are possible",
+        "patching": _NOT_INSIDE,
+    },
 }
-_NEEDS = {"transformers": ("torch", "transformers")}
+_NEEDS = {"transformers": ("torch", "transformers"), "vllm": ("vllm",)}
 
 
 def abilities(engine: str) -> dict[str, str]:

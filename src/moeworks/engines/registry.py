@@ -33,12 +33,19 @@ def _fake(name: str, **options: Any) -> Engine:
     return FakeEngine(name.partition(":")[2] or "single", **options)
 
 
+@ENGINES.register("vllm")
+def _vllm(name: str, **options: Any) -> Engine:
+    from moeworks.engines.vllm import VllmEngine
+
+    return VllmEngine.load(name, **options)
+
+
 def load(model: str = "lab", *, engine: str = "", **options: Any) -> Engine:
     """Open a model for recording and steering.
 
     Args:
         model: `lab` (the embedded model), a local folder, a Hub id; `fake` or `fake:PLANT` for the fake engine.
-        engine: `transformers` (the default), `fake`, or one that an installed package offers.
+        engine: `transformers` (the default), `vllm`, `fake`, or one that an installed package offers.
         **options: passed to the engine, such as `dtype="float32"` or `device="cuda"`.
     """
     chosen = engine or ("fake" if model.partition(":")[0] == "fake" else "transformers")
