@@ -101,3 +101,9 @@ def test_too_few_documents():
     texts = [Example(text=f"one text of document {n % 3}", document=f"{n % 3}") for n in range(12)]
     with pytest.raises(BadData, match="verdict needs 5"):
         unlearn(engine, forget=texts, retain=texts, keep=0.5)
+
+
+def test_a_share_that_takes_nothing_away():
+    engine, _, _ = twin("single")
+    with pytest.raises(BadData, match="takes no expert away"):
+        unlearn(engine, **sides(planted_examples(44)), keep=0.99, controls=1)

@@ -138,6 +138,8 @@ def unlearn(
     plain = side_of(engine)
     forgotten, kept = _parts(engine, forget, FORGET), _parts(engine, retain, RETAIN)
     plan = _plan(plain, forgotten.find, kept.find, keep, score, protect, batch_size, seed, command, progress)
+    if not any(True for _ in plan.dropped()):
+        raise BadData(f"keeping {keep} takes no expert away from these layers; keep fewer.")
     sides = [under(engine, plan), *(under(engine, cut) for cut in random_cuts(plan, controls))]
     if len(sides) == 1:
         raise BadData("there is no other cut of this size to compare with; keep fewer experts.")
