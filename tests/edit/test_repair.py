@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from scipy.special import log_softmax
 
 from helpers.models import tiny_engine
-from moeworks.edit import repair as module
 from moeworks.edit.repair import REPORT, distillation_loss, repair
 from moeworks.errors import BadData
 from moeworks.examples import Example
 
+module = sys.modules["moeworks.edit.repair"]  # `moeworks.edit.repair` itself is the function
 TEXTS = [
     Example(text=f"The {noun} of number {n} is {n * 7} and the {noun} after it {n * 7 + 7}.", document=f"{noun}{n}")
     for n in range(4)
