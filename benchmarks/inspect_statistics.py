@@ -102,7 +102,10 @@ def naive_sch(ids: np.ndarray, texts: np.ndarray, segments: tuple[int, ...], siz
             hits = uses = 0
             for text in np.unique(texts):
                 own = ids[texts == text].tolist()
-                cache, seen, stamp, clock = set(), set(), {}, 0
+                cache: set[int] = set()
+                seen: set[int] = set()
+                stamp: dict[int, int] = {}
+                clock = 0
                 future = [0] * EXPERTS
                 for row in own[: m - 1]:
                     for e in row:

@@ -96,7 +96,7 @@ def command(
 
     if where or label or base or checkpoint or option or picture:
         raise BadData(
-            f"{source} is no trace's folder, which --where, --label, --base, --checkpoint, --option and --picture are for."
+            f"{source} is no trace's folder, as --where, --label, --base, --checkpoint, --option and --picture need."
         )
     found = inspect(open_engine(source, engine, device=device, dtype=dtype))
     if json:
