@@ -81,7 +81,9 @@ def test_streamed_equals_in_memory(kind, saved, tmp_path):
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == sorted(p.name for p in (tmp_path / "m").iterdir())
 
 
-@pytest.mark.parametrize("family", ["olmoe", "glm4_moe", "ernie4_5_moe", "qwen3_next", "lfm2_moe", "gemma4", "jamba"])
+@pytest.mark.parametrize(
+    "family", ["olmoe", "glm4_moe", "ernie4_5_moe", "qwen3_next", "lfm2_moe", "gemma4", "deepseek_v4"]
+)
 def test_families_streamed_equal_in_memory(family, tmp_path):
     tiny_family(family).save_pretrained(tmp_path / "model")
     _tokenizer().save_pretrained(tmp_path / "model")
@@ -197,6 +199,17 @@ def test_what_cannot_be_streamed_is_said(saved, tmp_path):
     (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(Unsupported, match="quantised"):
         stream(quantised, EXAMPLES, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("inkling2", "is given more of what earlier layers computed"), ("glm_moe_dsa", "hands on more than its hidden")],
+)
+def test_layers_that_share_more_than_hidden_states_are_refused(family, reason, tmp_path):
+    tiny_family(family).save_pretrained(tmp_path / "model")
+    _tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(Unsupported, match=reason):
+        stream(tmp_path / "model", _examples(), tmp_path / "s")
 
 
 def test_the_hash_of_the_weights_is_the_loaded_models(saved):
