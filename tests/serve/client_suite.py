@@ -145,6 +145,13 @@ class ClientSuite:
         assert sample(seed=3) == first[:1]
         assert sample(seed=4) != first[:1]
 
+    def test_a_bias_on_tokens(self, client, served):
+        first = self.complete(client, served, new=1, record={})
+        table = read_routes(self.complete(client, served, new=2, record={}))
+        token = str(table["token"].to_pylist()[-1])
+        other = self.complete(client, served, new=1, more={"logit_bias": {token: -100}})
+        assert other.choices[0].text != first.choices[0].text
+
     def test_log_probabilities(self, client, served):
         logs = self.complete(client, served, more={"logprobs": 2}).choices[0].logprobs
         assert len(logs.tokens) == len(logs.token_logprobs) == NEW

@@ -131,6 +131,8 @@ class Serving:
             raise BadData(f"there is no token {wrong[0]}; the model knows {vocabulary} tokens.")
         try:
             config = build(plain, defaults)
+            if fields.logit_bias:  # the base takes it for chats only, and whole numbers not at all
+                config.sequence_bias = {(int(token),): float(value) for token, value in fields.logit_bias.items()}
             if "do_sample" not in given and (fields.temperature or (fields.top_p and fields.temperature is None)):
                 config.do_sample = True
             sampling = bool(config.do_sample)
