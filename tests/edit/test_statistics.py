@@ -10,7 +10,8 @@ import pytest
 from helpers.models import tiny_engine
 from moeworks.edit.collect import COLLECTABLE, collect, columns_of
 from moeworks.edit.statistics import COLUMNS, LayerRows, LayerStatistics
-from moeworks.edit.statistics_file import HEADER, Statistics, layer_file, merge_statistics, save_statistics
+from moeworks.edit.statistics_file import HEADER, Statistics, layer_file, save_statistics
+from moeworks.edit.statistics_sum import merge_statistics
 from moeworks.errors import BadData
 from moeworks.examples import Example
 from moeworks.schemas import json_schema_of

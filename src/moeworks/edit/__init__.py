@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from moeworks.edit.replan import as_mask, random_plans, reapply, recut
     from moeworks.edit.scores import EDIT_SCORES, NEURON_SCORES, SEARCHES
     from moeworks.edit.sides import under
-    from moeworks.edit.statistics_file import Statistics, merge_statistics
+    from moeworks.edit.statistics_file import Statistics
+    from moeworks.edit.statistics_sum import merge_statistics
     from moeworks.edit.stream import stream
     from moeworks.edit.uneven import load_edited
     from moeworks.edit.unlearn import unlearn
@@ -64,7 +65,7 @@ _HOMES = {
     "load_edit_plan": "files",
     "load_edited": "uneven",
     "lost_mass": "methods",
-    "merge_statistics": "statistics_file",
+    "merge_statistics": "statistics_sum",
     "model_card": "card",
     "open_checkpoint": "checkpoint",
     "plan_edit": "planning",

@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Add up statistics of the same model: the result is that of one run over all their texts."""
     from moeworks.cli.output import print_json
-    from moeworks.edit.statistics_file import merge_statistics
+    from moeworks.edit.statistics_sum import merge_statistics
 
     merged = merge_statistics(folders, output, command=command_line())
     header = merged.header
