@@ -304,7 +304,7 @@ def test_doctor_names_the_cure(run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["schema", "pln"], "did you mean 'plan'"),
         (["probes", "show", "language/xx"], "'language/xx' is neither a built-in probe"),
         (["inspect", "lab", "--engine", "vlm"], "no engine is called 'vlm'"),
-        (["inspect", "lab", "--engine", "vllm"], "engine vllm cannot run lab: this version"),
+        (["inspect", "lab", "--engine", "vllm"], "engine vllm cannot run lab: vllm not installed"),
         (["inspect", "./no-such-folder"], "config.json"),
     ],
 )
