@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import moeworks
+from moeworks.cli.main import app, main
 
 
 def in_new_process(code: str) -> str:
@@ -63,3 +67,19 @@ def test_types_and_names_agree() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'recrod'"):
         _ = moeworks.recrod
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield every command and group of the program as the words that call it."""
+    yield words
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*words, name))
+
+
+def test_every_help_page_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A bracket in a help text that looks like markup would be an error at the terminal alone."""
+    for words in commands(typer.main.get_command(app)):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--help"])
+        assert (ended.value.code, words) == (0, words)
+        assert "Usage: moeworks" in capsys.readouterr().out

@@ -28,7 +28,7 @@ def command(
         str,
         typer.Argument(
             metavar="DATA",
-            help="File (.txt, .jsonl, .parquet), hf:NAME[/CONFIG][:SPLIT], probe:NAME[:SPLIT], or - for stdin.",
+            help="File (.txt, .jsonl, .parquet), hf:NAME or hf:NAME/CONFIG, probe:NAME, either with :SPLIT; - for stdin.",
             show_default=False,
         ),
     ],
