@@ -69,6 +69,7 @@ def main() -> None:
     ]
     memory = startup["record_memory"]
     caches = run("place_cache.py")["results"]
+    served = run("serve_overhead.py")
     collecting = run("edit_statistics.py")["results"]
     fixed, refined = permutations["results"]["fixed"], permutations["results"]["refine"]
     others = [
@@ -131,6 +132,14 @@ def main() -> None:
                 decode,
                 {"record ids and weights": 1.10, "ten experts demoted": 1.10, "empty plan": 1.02},
             ),
+            "## What the embedded server costs",
+            ratios(
+                f"One request after another, {served['conditions']['tokens']} tokens each, lab model",
+                served["serve"],
+                {"whole answer": 1.10},
+            ),
+            "Here the bare model is `engine.generate`, and for the last arm `engine.generate` with the same plan; client "
+            "and server share one process.",
             "## What collecting statistics for editing costs",
             *(
                 ratios(
