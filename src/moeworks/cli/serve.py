@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,10 +57,18 @@ def command(
         float,
         typer.Option("--grace-seconds", min=0, rich_help_panel=LIMITS, help="For running requests when stopped."),
     ] = 10.0,
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option("--engine", help="What runs the model; vllm is for many users.")
+    ] = "transformers",
+    vllm_arg: Annotated[
+        list[str] | None,
+        typer.Option("--vllm-arg", help="With vllm: an argument of its server, as in --vllm-arg=--max-model-len=512."),
+    ] = None,
     device: Device = "",
     dtype: Dtype = "",
 ) -> None:
     """Serve a model over the OpenAI API; every plan is a model name beside `base`."""
+    from moeworks.errors import BadData
     from moeworks.plan import load_plan
     from moeworks.serve import Limits, open_model, serve
 
@@ -76,6 +84,23 @@ def command(
         seconds=max_seconds,
         grace_seconds=grace_seconds,
     )
+    if vllm_arg and engine != "vllm":
+        raise BadData("--vllm-arg is for --engine vllm; leave it out.")
+    if engine == "vllm":
+        if device or keep_traces:
+            raise BadData("vLLM chooses its device itself and keeps no traces; leave out --device and --keep-traces.")
+        from moeworks.engines.vllm.server import become_server
+
+        become_server(
+            model,
+            plans,
+            host=host,
+            port=port,
+            key=api_key or "",
+            dtype=dtype,
+            limits=limits,
+            arguments=vllm_arg or (),
+        )
     serve(
         open_model(model, **options),
         plans,

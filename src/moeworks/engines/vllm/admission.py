@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable
 from functools import wraps
@@ -12,15 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from moeworks.artefact import ModelIdentity, problems_of
-from moeworks.engines.vllm.identity import engine_identity
-from moeworks.engines.vllm.plans import PLANS
+from moeworks.engines.vllm.books import book_of
 from moeworks.engines.vllm.refusals import check_plan, check_request
 from moeworks.engines.vllm.spec import FIELD, Recording, Spec, make_spec
-from moeworks.errors import BadData, BadPlan, MoeworksError, Unsupported
-from moeworks.plan.files import FORMAT
-from moeworks.plan.schema import Plan
-from moeworks.plan.strength import with_strength
+from moeworks.errors import BadData, MoeworksError, Unsupported
 from moeworks.serve.fields import MoeworksField, Record
+from moeworks.serve.routes import estimate_bytes, recorded_layers
 
 __all__ = ["SALT", "admit", "guarded", "read_field"]
 
@@ -74,18 +70,25 @@ def admit(given: Any, config: Any, request: Any, params: Any) -> Spec:
         raise Unsupported("plans and routes are not for requests whose prompt is streamed in.")
     if isinstance(given, Spec):  # the offline engine's own, checked there; nothing that comes over HTTP is one
         return given
-    identity = engine_identity(config)
+    book = book_of(config)
     prompt = len(request.prompt_token_ids)
     field, key = read_field(given)
-    plan = _plan(field, identity)
+    plan = book.resolve(None, field).plan
     if plan is not None:
-        check_plan(plan, identity)
+        check_plan(plan, book.identity)
         check_request(plan, prompt=prompt, given=prompt, length=int(config.model_config.max_model_len))
     record = None
     if field.record is not None:
         if int(params.n or 1) > 1:
             raise Unsupported("routes are recorded for one choice a request; ask for n=1.")
-        record = recording(field.record, identity, prompt, key)
+        new = int(request.sampling_params.max_tokens or 1)
+        expected = estimate_bytes(field.record, book.identity, prompt=prompt, new=new)
+        if expected > book.limits.record_bytes:
+            raise BadData(
+                f"record: the routes may take {expected} bytes, this server gives {book.limits.record_bytes}; ask for "
+                "fewer layers or tokens, or leave out logits and weights."
+            )
+        record = recording(field.record, book.identity, prompt, key)
     return make_spec(plan, record)
 
 
@@ -116,8 +119,6 @@ def read_field(given: Any) -> tuple[MoeworksField, str]:
 
 def recording(record: Record, identity: ModelIdentity, prompt: int, key: str) -> Recording:
     """Return what workers keep for a `record` field."""
-    from moeworks.serve.routes import recorded_layers
-
     start = {"prompt": 0, "generated": prompt}.get(str(record.start))
     return Recording(
         key=key,
@@ -126,28 +127,3 @@ def recording(record: Record, identity: ModelIdentity, prompt: int, key: str) ->
         weights=record.weights,
         logits=record.logits,
     )
-
-
-def _plan(field: MoeworksField, identity: ModelIdentity) -> Plan | None:
-    if field.plan is None:
-        return None
-    plan = PLANS.get(field.plan) if isinstance(field.plan, str) else inline_plan(field.plan)
-    limit = int(os.environ.get("MOEWORKS_VLLM_PLAN_OPERATIONS", "256"))
-    if len(plan.operations) > limit:
-        raise BadPlan(f"a plan that comes by request has at most {limit} operations, this one {len(plan.operations)}.")
-    return with_strength(plan, field.strength)
-
-
-def inline_plan(document: dict[str, Any]) -> Plan:
-    """Return a plan that stands in the request itself.
-
-    Raises:
-        BadPlan: with every problem.
-    """
-    header = document.get("header")
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise BadPlan(f"the plan in this request has no header of format '{FORMAT}'; send a whole plan.")
-    try:
-        return Plan.model_validate_json(json.dumps(document))
-    except ValidationError as error:
-        raise BadPlan(f"the plan in this request is not valid: {problems_of(error)[:2000]}.") from None

@@ -17,6 +17,8 @@ from moeworks.trace.format import RouterValues
 __all__ = ["FOLDER", "WorkerInfo", "make_folder", "read_info", "write_info"]
 
 FOLDER = "MOEWORKS_VLLM_FOLDER"  # environment variable: where the files are
+OWNER = f"{FOLDER}_OWNER"  # the process that removes them
+_REMOVED: list[str] = []  # folders that this process removes when it ends
 
 
 class WorkerInfo(BaseModel):
@@ -35,16 +37,18 @@ class WorkerInfo(BaseModel):
 def make_folder() -> Path:
     """Return the folder, made by the first process that asks and removed when that one ends."""
     if FOLDER not in os.environ:
-        folder = tempfile.mkdtemp(prefix="moeworks-vllm-")
-        os.environ[FOLDER] = folder
-        owner = os.getpid()
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="moeworks-vllm-")
+        os.environ[OWNER] = str(os.getpid())
+    folder = os.environ[FOLDER]
+    if os.environ.get(OWNER) == str(os.getpid()) and not _REMOVED:  # a process that becomes another keeps its number
+        _REMOVED.append(folder)
+        atexit.register(_remove, folder, os.getpid())
+    return Path(folder)
 
-        def remove() -> None:
-            if os.getpid() == owner:
-                shutil.rmtree(folder, ignore_errors=True)
 
-        atexit.register(remove)
-    return Path(os.environ[FOLDER])
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in a process that was forked from it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_info(info: WorkerInfo, instance: str, rank: int) -> None:

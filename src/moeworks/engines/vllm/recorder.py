@@ -49,6 +49,7 @@ class Kept:
     missing: int = 0  # rows that were due and not computed here: a hole
     dropped: int = 0  # rows that the memory had no room for
     finished: bool = False
+    gone: bool = False  # fetched; what still comes is nobody's
     nbytes: int = 0
     chunks: list[dict[str, Array]] = field(default_factory=list)
 
@@ -77,7 +78,7 @@ class Recorder:
     def add(self, kept: Kept, *, row: int, position: int, count: int) -> None:
         """Copy `count` rows of the step's buffers, from `row` on, that are the tokens from `position` on."""
         skip = max(0, kept.until - position)
-        if skip >= count:
+        if kept.gone or skip >= count:
             return
         row, position, count = row + skip, position + skip, count - skip
         kept.missing += position - kept.until
@@ -121,6 +122,7 @@ class Recorder:
         kept = self._kept.pop(key, None)
         if kept is None:
             return None
+        kept.gone = True
         self.nbytes -= kept.nbytes
         columns = {}
         for name in kept.chunks[0] if kept.chunks else ():
