@@ -138,8 +138,8 @@ def main() -> None:
                 served["serve"],
                 {"whole answer": 1.10},
             ),
-            "Here the bare model is `engine.generate`, and for the last arm `engine.generate` with the same plan; client "
-            "and server share one process.",
+            "Here the bare model is `engine.generate`, and for the last arm `engine.generate` with the same plan; "
+            "client and server share one process.",
             "## What collecting statistics for editing costs",
             *(
                 ratios(
