@@ -30,7 +30,7 @@ def command(
         str,
         typer.Argument(
             metavar="DATA",
-            help="File (.txt, .jsonl, .parquet), hf:NAME or hf:NAME/CONFIG, probe:NAME, either with :SPLIT; - for stdin.",
+            help="File (.txt, .jsonl, .parquet), hf:NAME, hf:NAME/CONFIG, probe:NAME (with :SPLIT), or - for stdin.",
             show_default=False,
         ),
     ],
