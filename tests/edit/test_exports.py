@@ -119,11 +119,13 @@ def test_plan_writes_what_the_function_makes(folder, capsys) -> None:
 
 
 def test_a_small_share_asks_for_the_dose_curve(folder, capsys) -> None:
-    cut, half = folder / "cut.json", ("plan", folder / "stats", "--keep", 0.5, "--protect", "none", "-o")
-    assert run(*half, cut) == 2
+    cut = folder / "cut.json"
+    quarter = ("plan", folder / "stats", "--keep", 0.25, "--protect", "none", "-o", cut)
+    assert run(*quarter) == 2
     assert "moeworks edit dose" in capsys.readouterr().err
     assert not cut.exists()
-    assert run(*half, cut, "--yes-i-measured") == 0
+    assert run(*quarter, "--yes-i-measured") == 0
+    assert run("plan", folder / "stats", "--keep", 0.5, "--protect", "none", "-o", cut) == 0
     measured = load_edit_plan(cut).model_copy(update={"evidence": {"dose": {"chosen": 0.5}}})
     save_edit_plan(measured, folder / "measured.json")
     assert run("plan", "--recut", folder / "measured.json", "--keep", 0.25, "-o", folder / "quarter.json") == 0

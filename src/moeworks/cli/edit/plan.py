@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-CAREFUL = 0.6  # below this share a dose curve is asked for first
+CAREFUL = 0.5  # below this share a dose curve is asked for first
 
 
 def command(
