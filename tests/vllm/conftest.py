@@ -132,7 +132,7 @@ def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[Callable[..., Any]]
                 max_num_batched_tokens=128,
                 block_size=32,
                 enable_prefix_caching=True,
-                num_gpu_blocks_override=24,  # fewer than eight long requests need, so that some are preempted
+                num_gpu_blocks_override=20,  # fewer than eight requests need once they have grown, so that some are preempted
             )
         return engines[kind]
 

@@ -151,7 +151,7 @@ def test_prompts_in_chunks_and_preemption_give_the_same_routes(engine_of: Any, m
     scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
     preempted, preempt = [], scheduler._preempt_request
     monkeypatch.setattr(scheduler, "_preempt_request", lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1])
-    prompts = [engine.tokens(" ".join(TEXTS[i % 4 :] + TEXTS))[: 70 + i] for i in range(12)]
+    prompts = [engine.tokens(" ".join(TEXTS[i % 4 :] + TEXTS))[: 52 + i] for i in range(12)]
     kinds = [None, *plans(engine).values()]
     chosen = [kinds[i % len(kinds)] for i in range(12)]
     together = _routes(engine, prompts, chosen, new=24)

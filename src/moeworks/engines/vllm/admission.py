@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from moeworks.artefact import ModelIdentity, problems_of
 from moeworks.engines.vllm.books import book_of
-from moeworks.engines.vllm.refusals import check_plan, check_request
-from moeworks.engines.vllm.spec import FIELD, Recording, Spec, make_spec
+from moeworks.engines.vllm.refusals import check_request
+from moeworks.engines.vllm.spec import FIELD, Recording, Spec
 from moeworks.errors import BadData, MoeworksError, Unsupported
 from moeworks.serve.fields import MoeworksField, Record
 from moeworks.serve.routes import estimate_bytes, recorded_layers
@@ -73,10 +73,8 @@ def admit(given: Any, config: Any, request: Any, params: Any) -> Spec:
     book = book_of(config)
     prompt = len(request.prompt_token_ids)
     field, key = read_field(given)
-    plan = book.resolve(None, field).plan
-    if plan is not None:
-        check_plan(plan, book.identity)
-        check_request(plan, prompt=prompt, given=prompt, length=int(config.model_config.max_model_len))
+    checked = book.checked(field)
+    check_request(checked.operations, prompt=prompt, given=prompt, length=int(config.model_config.max_model_len))
     record = None
     if field.record is not None:
         if int(params.n or 1) > 1:
@@ -89,7 +87,7 @@ def admit(given: Any, config: Any, request: Any, params: Any) -> Spec:
                 "fewer layers or tokens, or leave out logits and weights."
             )
         record = recording(field.record, book.identity, prompt, key)
-    return make_spec(plan, record)
+    return Spec(operations=checked.operations, record=record)
 
 
 def read_field(given: Any) -> tuple[MoeworksField, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor
 from moeworks.engines.vllm.refusals import MAX_STEPS
 from moeworks.plan.compiled import LayerEdit
 
-__all__ = ["KINDS", "Bank", "Row", "merge"]
+__all__ = ["EVERY", "KINDS", "Bank", "Row", "Tables", "merge"]
 
 Array = NDArray[Any]
 KINDS = ("add_logit", "add_std", "add_spread", "promote", "demote", "masked", "top_k", "factor")
+EVERY = frozenset({*KINDS, "tight"})
+CLEAR = 1e-3  # margins from here on keep promoted and demoted logits apart from all others
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,11 @@ class Row:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Which kinds of edit there are."""
+        """Which kinds of edit there are, and `tight` where a margin is so small that logits alone may tie."""
         found = {name for name in KINDS if name != "factor" and np.any(getattr(self, name))}
+        near = [(self.promote, self.promote_margin), (self.demote, self.demote_margin)]
+        if any((margin[hit] < CLEAR).any() for hit, margin in near):
+            found.add("tight")
         return frozenset(found | ({"factor"} if (self.factor != 1).any() else set()))
 
 
@@ -81,6 +86,25 @@ def merge(edits: Sequence[LayerEdit], experts: int) -> Row:
     return Row(**vectors, masked=masked, top_k=top_k, factor=factors, renormalise=flags)
 
 
+class Tables(NamedTuple):
+    """What holds for n rows, gathered from the bank; None for kinds of edit that none of them is under."""
+
+    kinds: frozenset[str]
+    add_logit: Tensor | None  # (n, E)
+    add_std: Tensor | None  # (n, E)
+    add_spread: Tensor | None  # (n, E)
+    promote: Tensor | None  # (n, E) bool
+    promote_margin: Tensor | None  # (n, E)
+    demote: Tensor | None  # (n, E) bool
+    demote_margin: Tensor | None  # (n, E)
+    masked: Tensor | None  # (n, E) bool
+    top_k: Tensor | None  # (n,) 0: the model's own
+    factor: Tensor | None  # (n, W, E)
+    renormalise: Tensor | None  # (n, W) bool
+    pinned: Tensor | None  # (n, E) bool: promoted, demoted or masked
+    offset: Tensor | None  # (n, E) from the token's top (promoted) or bottom; -inf where masked
+
+
 class Bank:
     """The rows of one layer, at fixed addresses on its device."""
 
@@ -102,9 +126,11 @@ class Bank:
         self.renormalise = table(torch.bool, MAX_STEPS)
         self.touched = table(torch.bool)  # whether the slot changes anything here
         self.kinds: dict[int, frozenset[str]] = {}  # slot → kinds of edit, of slots in use
+        self.version = 0  # counts changes
 
     def write(self, slot: int, row: Row | None) -> None:
         """Fill a slot; None leaves this layer alone."""
+        self.version += 1
         row = row or merge((), self.experts)
         for name in Row.__dataclass_fields__:
             value: Any = getattr(row, name)
@@ -120,10 +146,37 @@ class Bank:
         self.write(slot, None)
         self.kinds.pop(slot, None)
 
-    @property
-    def active(self) -> frozenset[str]:
-        """Kinds of edit that some slot in use makes."""
-        return frozenset().union(*self.kinds.values())
+    def gather(self, slots: Tensor, kinds: frozenset[str] = EVERY) -> Tables:
+        """Return what holds for rows with these slots, (n,); kinds that are not named are passed over."""
+
+        def of(table: Tensor, kind: str) -> Tensor | None:
+            return table[slots] if kind in kinds else None
+
+        masked, promote = of(self.masked, "masked"), of(self.promote, "promote")
+        promote_margin, demote_margin = of(self.promote_margin, "promote"), of(self.demote_margin, "demote")
+        pinned: Tensor | None = None
+        offset: Tensor | None = None
+        if kinds & {"promote", "demote"}:
+            pinned = self.promote[slots] | self.demote[slots]
+            offset = self.promote_margin[slots] - self.demote_margin[slots]
+            if masked is not None:
+                pinned, offset = pinned | masked, offset.masked_fill(masked, -torch.inf)
+        return Tables(
+            kinds=kinds,
+            add_logit=of(self.add_logit, "add_logit"),
+            add_std=of(self.add_std, "add_std"),
+            add_spread=of(self.add_spread, "add_spread"),
+            promote=promote,
+            promote_margin=promote_margin,
+            demote=of(self.demote, "demote"),
+            demote_margin=demote_margin,
+            masked=masked,
+            pinned=pinned,
+            offset=offset,
+            top_k=of(self.top_k, "top_k"),
+            factor=of(self.factor, "factor"),
+            renormalise=of(self.renormalise, "factor"),
+        )
 
     @property
     def nbytes(self) -> int:

@@ -171,9 +171,9 @@ class VllmEngine:
         all_params = []
         for place, tokens in enumerate(prompts):
             own = None if prompt_tokens is None else prompt_tokens[place]
-            if plan is not None:
-                check_request(plan, prompt=len(tokens) if own is None else own, given=len(tokens), length=length)
             spec = make_spec(plan, None if recordings is None else recordings[place], own)
+            given = len(tokens)
+            check_request(spec.operations, prompt=given if own is None else own, given=given, length=length)
             busy = spec.operations or spec.record is not None
             all_params.append(SamplingParams(extra_args={FIELD: spec} if busy else None, **sampling))
         inputs = [{"prompt_token_ids": list(tokens)} for tokens in prompts]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from moeworks.contract import Contract
-from moeworks.engines.vllm.bank import Bank
-from moeworks.engines.vllm.decide import EVERY, decide_rows
-from moeworks.engines.vllm.recorder import LayerBuffer
+from moeworks.engines.vllm.bank import Bank, Tables
+from moeworks.engines.vllm.decide import decide_rows
+from moeworks.engines.vllm.recorder import StepBuffers
 from moeworks.engines.vllm.routers import Found
 from moeworks.engines.vllm.step import Step
 from moeworks.errors import RunFailed
@@ -27,15 +27,26 @@ _LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()  # layer number
 _LIBRARY: list[torch.library.Library] = []
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layer:
-    """One hooked router."""
+    """One hooked router.
 
-    number: int  # global layer number
+    Attributes:
+        number: global layer number.
+        place: among this rank's layers.
+        found: its rule.
+        bank: its plans.
+        buffers: where its decisions are recorded.
+        step: what holds in the step that runs.
+    """
+
+    number: int
+    place: int
     found: Found
     bank: Bank
-    buffer: LayerBuffer
+    buffers: StepBuffers
     step: Step
+    _gathered: tuple[tuple[int, int], Tensor | None, Tables | None] | None = None
 
     @property
     def contract(self) -> Contract | None:
@@ -53,41 +64,61 @@ class Layer:
         step = self.step
         if step.host_knows and not step.busy:
             return
-        logits = logits[:, : self.found.experts]
-        if self.found.contract is not None and (step.steered or not step.host_knows):
-            if step.host_knows:
-                self._steer_some(weights, ids, logits)
-            else:
+        if logits.shape[1] > self.found.experts:
+            logits = logits[:, : self.found.experts]
+        if self.found.contract is not None:
+            if not step.host_knows:
                 self._steer_all(weights, ids, logits)
-        if step.recorded or not step.host_knows:
-            self.buffer.put(weights, ids, logits)
+            elif step.steered:
+                self._steer_some(weights, ids, logits)
+        if not step.host_knows:
+            self.buffers.put(self.place, ids, weights, logits)
+        elif step.recorded:
+            self.buffers.put(self.place, ids, weights if step.weights else None, logits if step.logits else None)
 
     def _steer_some(self, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
         """Decide for the steered rows alone; the host knows which they are."""
-        rows = self.step.rows
-        kinds = self.bank.active
-        if rows is None or not kinds:
+        rows, tables = self._tables()
+        if tables is None:
             return
-        slots = self.step.slots[rows]
-        touched = self.bank.touched[slots]
-        rows, slots = rows[touched], slots[touched]
-        if not len(rows):
-            return
-        new, new_ids = self._decide(logits[rows], slots, kinds)
-        weights[rows] = new.to(weights.dtype)
-        ids[rows] = new_ids.to(ids.dtype)
+        if rows is None:
+            n = len(self.step.row_slots)
+            if n < len(logits):  # rows beyond are padding
+                weights, ids, logits = weights[:n], ids[:n], logits[:n]
+            new, new_ids = self._decide(logits, tables)
+            weights.copy_(new)
+            ids.copy_(new_ids)
+        else:
+            new, new_ids = self._decide(logits.index_select(0, rows), tables)
+            weights.index_copy_(0, rows, new.to(weights.dtype))
+            ids.index_copy_(0, rows, new_ids.to(ids.dtype))
+
+    def _tables(self) -> tuple[Tensor | None, Tables | None]:
+        """Return the rows that are steered in this layer (None: all) and what holds for them; kept while it stays."""
+        step, bank = self.step, self.bank
+        key = (step.version, bank.version)
+        if self._gathered is None or self._gathered[0] != key:
+            kinds = {slot: bank.kinds.get(slot, frozenset()) for slot in step.used}
+            rows, slots = step.rows, step.row_slots
+            if not all(kinds.values()):  # some plans leave this layer alone
+                touched = bank.touched[slots]
+                rows = torch.nonzero(touched)[:, 0] if rows is None else rows[touched]
+                slots = slots[touched]
+            every = frozenset().union(*kinds.values())
+            self._gathered = (key, rows, bank.gather(slots, every) if every else None)
+        return self._gathered[1:]
 
     def _steer_all(self, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
         """Decide for every row and keep the router's own where nothing is active: the same steps in every batch."""
         slots = self.step.slots[: len(ids)]
-        new, new_ids = self._decide(logits, slots, EVERY)
+        new, new_ids = self._decide(logits, self.bank.gather(slots))
         touched = self.bank.touched[slots][:, None]
         weights.copy_(torch.where(touched, new.to(weights.dtype), weights))
         ids.copy_(torch.where(touched, new_ids.to(ids.dtype), ids))
 
-    def _decide(self, logits: Tensor, slots: Tensor, kinds: frozenset[str]) -> tuple[Tensor, Tensor]:
+    def _decide(self, logits: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
         assert self.found.contract is not None
-        return decide_rows(logits, slots, self.bank, self.found.contract, bias=self.found.bias, kinds=kinds)
+        return decide_rows(logits, tables, self.found.contract, bias=self.found.bias)
 
 
 def hook_router(router: Any, layer: Layer, *, compiled: bool) -> None:

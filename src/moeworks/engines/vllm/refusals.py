@@ -33,17 +33,17 @@ def check_plan(plan: Plan, identity: ModelIdentity) -> None:
     _refuse(list(dict.fromkeys(refusals(plan, identity))))
 
 
-def check_request(plan: Plan, *, prompt: int, given: int, length: int) -> None:
+def check_request(operations: Sequence[Operation], *, prompt: int, given: int, length: int) -> None:
     """Refuse a checked plan for a request whose tokens it parts into more kinds than the bank has places for.
 
     Args:
-        plan: passed by `check_plan`.
+        operations: of a plan that `check_plan` passed, with their whole clauses.
         prompt, given, length: as in `spec.variants`.
 
     Raises:
         Unsupported: with every reason.
     """
-    clauses = clauses_of(narrowed(plan))
+    clauses = clauses_of(operations)
     sets, _ = variants([where for where, _ in clauses], prompt=prompt, given=given, length=length)
     reasons = []
     if len(sets) - 1 > MAX_VARIANTS:

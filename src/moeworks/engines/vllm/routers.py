@@ -10,8 +10,9 @@ from torch import Tensor
 
 from moeworks.contract import Contract
 from moeworks.engines.vllm.bank import Bank
-from moeworks.engines.vllm.decide import decide_rows
+from moeworks.engines.vllm.decide import DETAIL, decide_rows
 from moeworks.errors import MoeworksError
+from moeworks.families.torch_contract import selection_scores
 
 __all__ = ["Found", "read_router"]
 
@@ -93,7 +94,23 @@ def _contract(router: Any, experts: int, top_k: int, bias: bool) -> Contract:
 def _differs(
     router: Any, contract: Contract, bias: Tensor | None, hidden: int, dtype: torch.dtype, device: torch.device
 ) -> str:
-    """Return how our decisions on shuffled logits differ from the router's; rows with equal scores are left out."""
+    """Return how our decisions on shuffled logits differ from the router's.
+
+    In float32 the rule is compared; in half precision, in which some routers weigh, no more than its rounding. A kernel
+    that takes no float32 is compared in the model's dtype alone.
+    """
+    reason = _compared(router, contract, bias, hidden, dtype, device)
+    if reason or dtype == torch.float32:
+        return reason
+    try:
+        return _compared(router, contract, bias, hidden, torch.float32, device)
+    except RuntimeError:
+        return ""
+
+
+def _compared(
+    router: Any, contract: Contract, bias: Tensor | None, hidden: int, dtype: torch.dtype, device: torch.device
+) -> str:
     generator = torch.Generator().manual_seed(0)
     order = torch.rand(TOKENS, contract.experts, generator=generator).argsort(-1)
     logits = torch.linspace(-3, 3, contract.experts)[order].to(dtype).to(device)  # apart, in half precision too
@@ -101,16 +118,16 @@ def _differs(
     weights, ids = router._compute_routing(states, logits.clone(), None)
     bank = Bank(1, contract.experts, device)
     slots = torch.zeros(TOKENS, dtype=torch.int64, device=device)
-    ours, our_ids = decide_rows(logits, slots, bank, contract, bias=bias, kinds=frozenset())
+    ours, our_ids = decide_rows(logits, bank.gather(slots, frozenset()), contract, bias=bias)
     dense = [
         torch.zeros(TOKENS, contract.experts, device=device).scatter_(1, i.long(), w.float())
         for w, i in ((weights, ids), (ours, our_ids))
     ]
-    values = logits.float() if bias is None else logits.float().sigmoid() + bias
-    ranked = values.sort(-1, descending=True).values
-    tied = (ranked.diff(dim=-1).abs() < TIE).any(-1)  # (n,)
+    ranked = selection_scores(logits.float(), contract, DETAIL, bias).sort(-1, descending=True).values
+    tied = (ranked.diff(dim=-1).abs() < TIE).any(-1)  # (n,) rows with equal scores, which may go either way
     gap = (dense[0] - dense[1]).abs().amax(-1)[~tied]
     if len(gap) < TOKENS // 8:
         return "nearly all of its decisions are ties"
     worst = float(gap.max())
-    return "" if worst < TOLERANCE else f"its weights differ from ours by up to {worst:.2g}"
+    allowed = TOLERANCE if dtype == torch.float32 else 4 * torch.finfo(dtype).eps * contract.scale
+    return "" if worst < allowed else f"its weights differ from ours by up to {worst:.2g}"

@@ -14,15 +14,16 @@ from moeworks.artefact import LayerShape
 from moeworks.engines.vllm.bank import Bank, merge
 from moeworks.engines.vllm.info import WorkerInfo, write_info
 from moeworks.engines.vllm.layer import Layer, hook_router
-from moeworks.engines.vllm.recorder import Kept, LayerBuffer, Recorder
+from moeworks.engines.vllm.recorder import Copy, Kept, LayerSizes, Recorder, StepBuffers
 from moeworks.engines.vllm.refusals import MAX_STEPS
-from moeworks.engines.vllm.routers import read_router
+from moeworks.engines.vllm.routers import Found, read_router
 from moeworks.engines.vllm.slots import Key, Slots
 from moeworks.engines.vllm.spec import FIELD, MAX_VARIANTS, Spec, clauses_of, variants
 from moeworks.engines.vllm.step import Step
 from moeworks.engines.vllm.unsupported import why_unsupported
 from moeworks.plan.compiled import LayerEdit, compile_layer
 from moeworks.trace.format import RouterValues
+from moeworks.where import Where
 
 __all__ = ["RECORD_BYTES", "Attached", "attach"]
 
@@ -58,38 +59,21 @@ class Attached:
         graphs = device.type != "cpu" and compiled
         self.step = Step(tokens, device, host_knows=not graphs)
         self.refused = why_unsupported(config, runner)
-        shapes: list[LayerShape] = []
-        values: list[RouterValues | None] = []
-        for number, module in [] if self.refused else _runners(runner):
-            found = read_router(
-                module.router,
-                output_scale=float(module.routed_scaling_factor),
-                hidden=int(module.moe_config.hidden_dim),
-                dtype=config.model_config.dtype,
-                device=device,
-            )
-            bank = Bank(total, found.experts, device)
-            buffer = LayerBuffer(tokens, found.top_k, found.experts, device)
-            layer = Layer(number, found, bank, buffer, self.step)
-            hook_router(module.router, layer, compiled=compiled)
-            self.layers[number] = layer
-            shapes.append(
-                LayerShape(
-                    layer=number, experts=found.experts, top_k=found.top_k, contract=layer.contract, opaque=found.opaque
-                )
-            )
-            bias = None if found.bias is None else found.bias.detach().float().cpu().numpy().reshape(-1)
-            values.append(RouterValues.of(number, bias, None))
+        modules = [] if self.refused else _runners(runner)
+        found = {number: _read(module, config, device) for number, module in modules}
+        sizes = [LayerSizes(number, one.top_k, one.experts, one.output_scale) for number, one in found.items()]
+        buffers = StepBuffers(tokens, sizes, device)
+        for place, (number, module) in enumerate(modules):
+            bank = Bank(total, found[number].experts, device)
+            self.layers[number] = Layer(number, place, found[number], bank, buffers, self.step)
+            hook_router(module.router, self.layers[number], compiled=compiled)
         self.slots = Slots(total, self._write, self._clear)
-        self.recorder = Recorder(
-            {number: layer.buffer for number, layer in self.layers.items()},
-            {number: layer.found.output_scale for number, layer in self.layers.items()},
-            int(os.environ.get(RECORD_BYTES, 256 * 2**20)),
-        )
+        self.recorder = Recorder(buffers, int(os.environ.get(RECORD_BYTES, 256 * 2**20)))
+        self._copies: list[Copy] = []
         parallel = config.parallel_config
         self.info = WorkerInfo(
-            layers=tuple(shapes),
-            values=tuple(value for value in values if value is not None),
+            layers=tuple(map(_shape, self.layers.values())),
+            values=tuple(value for value in map(_values, self.layers.values()) if value is not None),
             pipeline_ranks=int(parallel.pipeline_parallel_size),
             refused=self.refused,
             bank_bytes=sum(layer.bank.nbytes for layer in self.layers.values()),
@@ -105,14 +89,13 @@ class Attached:
         text = (getattr(params, "extra_args", None) or {}).get(FIELD)
         if text is None or name in self.requests:
             return
-        spec = _spec(text)
+        spec, key, clauses = _read_spec(text)
         prompt = prompt_tokens if spec.prompt_tokens is None else spec.prompt_tokens
-        clauses = [where for where, _ in clauses_of(spec.operations)]
         sets, kinds = variants(clauses, prompt=prompt, given=prompt_tokens, length=self._length)
         slots = np.zeros(len(sets), np.int64)
         for number, chosen in enumerate(sets):
             if chosen:
-                slots[number] = self.slots.take((text_of(spec), chosen))
+                slots[number] = self.slots.take((key, chosen))
         kept = self.recorder.start(spec.record) if spec.record is not None and self._records else None
         self.requests[name] = Request(slots, kinds, kept)
 
@@ -137,7 +120,7 @@ class Attached:
             counts: (requests,) tokens of each in this step.
             positions: (requests,) position of the first of them.
         """
-        self._copies: list[tuple[Kept, int, int, int]] = []
+        self._copies = []
         if not self.requests:
             self.step.end()
             return
@@ -150,23 +133,28 @@ class Attached:
             start, count, position = end - int(count), int(count), int(position)
             slots[start:end] = request.slots[request.kinds[position : position + count]]
             if request.kept is not None:
-                self._copies.append((request.kept, start, position, count))
-        self.step.fill(slots, recorded=bool(self._copies))
+                self._copies.append(Copy(request.kept, start, position, count))
+        wanted = [copy.kept.recording for copy in self._copies]
+        self.step.fill(
+            slots,
+            recorded=bool(wanted),
+            weights=any(one.weights for one in wanted),
+            logits=any(one.logits for one in wanted),
+        )
 
     def end(self) -> None:
         """Copy what was recorded and make the map neutral."""
-        copies: list[tuple[Kept, int, int, int]] = getattr(self, "_copies", [])
-        for kept, row, position, count in copies:
-            self.recorder.add(kept, row=row, position=position, count=count)
-        self._copies = []
+        if self._copies:
+            self.recorder.add(self._copies)
+            self._copies = []
         if self.step.busy:
             self.step.end()
 
     # ------------------------------------------------------------------ bank
 
     def _write(self, slot: int, key: Key) -> None:
-        spec, chosen = _spec(key[0]), key[1]
-        clauses = clauses_of(spec.operations)
+        clauses = clauses_of(Spec.loads(key[0]).operations)
+        chosen = key[1]
         for number, layer in self.layers.items():
             edits: list[LayerEdit] = []
             for clause in chosen:
@@ -203,13 +191,11 @@ def attach(worker: Any) -> Attached:
 
 
 @lru_cache(maxsize=256)
-def _spec(text: str) -> Spec:
-    return Spec.loads(text)
-
-
-def text_of(spec: Spec) -> str:
-    """Return the text that stands for what a spec does, without what it records: requests share slots by it."""
-    return Spec(operations=spec.operations).dumps()
+def _read_spec(text: str) -> tuple[Spec, str, tuple[Where, ...]]:
+    """Return a spec, the text that stands for what it does (requests share slots by it), and its clauses."""
+    spec = Spec.loads(text)
+    clauses = tuple(where for where, _ in clauses_of(spec.operations))
+    return spec, Spec(operations=spec.operations).dumps(), clauses
 
 
 def _runners(runner: Any) -> list[tuple[int, Any]]:
@@ -219,6 +205,30 @@ def _runners(runner: Any) -> list[tuple[int, Any]]:
 
     found = [(extract_layer_index(m.layer_name), m) for m in runner.model.modules() if isinstance(m, MoERunner)]
     return sorted(found, key=lambda pair: pair[0])
+
+
+def _read(module: Any, config: Any, device: Any) -> Found:
+    return read_router(
+        module.router,
+        output_scale=float(module.routed_scaling_factor),
+        hidden=int(module.moe_config.hidden_dim),
+        dtype=config.model_config.dtype,
+        device=device,
+    )
+
+
+def _shape(layer: Layer) -> LayerShape:
+    found = layer.found
+    return LayerShape(
+        layer=layer.number, experts=found.experts, top_k=found.top_k, contract=layer.contract, opaque=found.opaque
+    )
+
+
+def _values(layer: Layer) -> RouterValues | None:
+    bias = layer.found.bias
+    return RouterValues.of(
+        layer.number, None if bias is None else bias.detach().float().cpu().numpy().reshape(-1), None
+    )
 
 
 def _is_recording_rank(parallel: Any) -> bool:
