@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from moeworks.engines.vllm.versions import installed
 
 # vLLM reads these when it is imported
 SETTINGS = {
@@ -19,7 +20,7 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "TORCH_COMPILE_DISABLE": "1",
 }
-HERE = find_spec("vllm") is not None
+HERE = bool(installed())  # by its metadata: this folder has the same name, and would be found as a package
 if HERE:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -132,7 +133,7 @@ def engine_of(checkpoint: Callable[[str], Path]) -> Iterator[Callable[..., Any]]
                 max_num_batched_tokens=128,
                 block_size=32,
                 enable_prefix_caching=True,
-                num_gpu_blocks_override=20,  # fewer than eight requests need once they have grown, so that some are preempted
+                num_gpu_blocks_override=20,  # eight requests that have grown need more: some are preempted
             )
         return engines[kind]
 

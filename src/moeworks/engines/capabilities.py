@@ -62,11 +62,17 @@ def abilities(engine: str) -> dict[str, str]:
     """Return each ability with the reason why this engine lacks it here; an empty reason means that it has it."""
     if engine not in TABLE:
         raise BadData(f"no engine is called '{engine}'; {did_you_mean(engine, TABLE)}")
-    absent = [package for package in _NEEDS.get(engine, ()) if find_spec(package) is None]
+    absent = [package for package in _NEEDS.get(engine, ()) if not _is_installed(package)]
     if absent:
         reason = f"{' and '.join(absent)} not installed: pip install 'moeworks[{engine}]'"
         return dict.fromkeys(ABILITIES, reason)
     return {name: TABLE[engine].get(name, "") for name in ABILITIES}
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package is there; a mere folder of its name, which Python takes for a package too, is none."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def why_not(engine: str) -> str:
