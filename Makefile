@@ -81,7 +81,7 @@ check: $(VENV)/.check
 	@$(BIN)/python dev/check.py
 
 check-vllm: $(VLLM)/.vllm
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W ignore tests/vllm
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W ignore tests/vllm_engine
 
 bench: $(VENV)/.check
 	@$(BIN)/python benchmarks/run.py
