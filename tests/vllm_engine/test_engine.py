@@ -204,9 +204,8 @@ def test_what_vllm_cannot_do_is_refused(operation: Any, words: str, engine_of: A
     ],
 )
 def test_a_bad_field_is_refused_at_the_door(field: str, words: str, engine_of: Any) -> None:
-    from vllm.exceptions import VLLMValidationError
-
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     engine = engine_of("qwen3_moe")
     params = SamplingParams(max_tokens=2, extra_args={"moeworks": field})
@@ -216,9 +215,8 @@ def test_a_bad_field_is_refused_at_the_door(field: str, words: str, engine_of: A
 
 
 def test_a_plan_of_another_model_is_refused(engine_of: Any) -> None:
-    from vllm.exceptions import VLLMValidationError
-
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     engine = engine_of("qwen3_moe")
     other = engine.identity.model_copy(update={"weight_hash": "of something else"})
