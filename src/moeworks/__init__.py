@@ -5,10 +5,9 @@ Public names are loaded when they are first used, so that `import moeworks` is q
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moeworks.lazy import lazily
 
 if TYPE_CHECKING:
     from moeworks.address import Address, parse_addresses
@@ -129,25 +128,4 @@ __all__ = [
     "study",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f"moeworks.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'moeworks' has no attribute '{name}'")
-    return getattr(import_module(f"moeworks.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """A verb is a module and a function in it: `moeworks.find` stays the function once the module is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in _HOMES):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+__getattr__, __dir__ = lazily(__name__, _HOMES, rooms=_ROOMS)

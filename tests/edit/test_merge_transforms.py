@@ -447,7 +447,7 @@ def test_a_fitted_row_carries_the_groups_mass_better_than_the_centres(name):
         run("mean", layer, PAIRS, None, router="fitted")
 
 
-def test_copies_keep_every_row_and_refuse_experts_without_weights():
+def test_copies_keep_the_rows_of_all_members():
     layer = random_layer(kind="gpt_oss")
     merged = run("mean", layer, PAIRS, None)
     copies = as_copies(layer, merged, PAIRS)
@@ -464,8 +464,9 @@ def test_copies_keep_every_row_and_refuse_experts_without_weights():
     table = torch.tensor([[0, 5], [4, 2]])
     assert torch.equal(as_copies(replace(layer, table=table), merged, PAIRS).table, table)
     plan = LayerCut(layer=3, experts=6, keep=(0, 1, 2, 3))
-    with pytest.raises(BadPlan, match="experts 4, 5 are in no group"):
-        as_copies(layer, cut(layer, plan), plan)
+    alone = as_copies(layer, cut(layer, plan), plan)  # 4 and 5 are in no group: they are gone, rows and all
+    assert torch.equal(alone.router, layer.router[:4])
+    assert torch.equal(alone.down, layer.down[:4])
     with pytest.raises(BadPlan, match="makes 4 experts of 6"):
         as_copies(layer, cut(layer, LayerCut(layer=3, experts=6, keep=(0, 1))), PAIRS)
 

@@ -11,7 +11,7 @@ from moeworks.address import Address
 from moeworks.artefact import Header
 from moeworks.edit.plan import EditPlan, LayerCut
 from moeworks.edit.preview import Preview, preview
-from moeworks.edit.recut import random_cut
+from moeworks.edit.random_cuts import random_cut
 from moeworks.edit.sides import side_of, under
 from moeworks.engines.fake import neutral_examples
 from moeworks.errors import BadPlan

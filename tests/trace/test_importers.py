@@ -189,3 +189,47 @@ def test_a_table_that_lacks_something(tmp_path, trace):
         import_table(source, tmp_path / "in", model=trace.header.model)
     with pytest.raises(BadData, match="cannot read"):
         import_table(tmp_path / "none.csv", tmp_path / "in", model=make_identity(MOE))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("routed_experts_prompt_start", "three", "position 'three'"),
+        ("routed_experts_prompt_start", -1, "position -1"),
+        ("labels", ["fr"], r"'labels' is \['fr'\], not an object"),
+        ("token_ids", [2**40], "no list of token ids"),
+        ("choices", [7], "no routed experts"),
+        ("routed_experts", "!", "not base64"),
+    ],
+)
+def test_fields_of_the_wrong_kind_are_named(tmp_path, trace, field, value, message):
+    rows = [{**row, field: value} for row in answers(trace)]
+    if field == "choices":
+        rows = [{name: v for name, v in row.items() if name != "routed_experts"} for row in rows]
+    with pytest.raises(BadData, match=message):
+        import_answers(write(tmp_path / "a.jsonl", rows), tmp_path / "in", model=trace.header.model, format="vllm")
+    assert not (tmp_path / "in").exists()
+
+
+def test_a_null_in_a_choice_does_not_hide_what_the_answer_says(tmp_path, trace):
+    rows = [
+        dict(row, choices=[dict(row["choices"][0], prompt_token_ids=None)]) for row in answers(trace, form="server")
+    ]
+    found = import_answers(write(tmp_path / "a.jsonl", rows), tmp_path / "in", model=trace.header.model, format="vllm")
+    assert len(found) == len(trace)
+
+
+def test_a_table_of_the_wrong_kind(tmp_path, trace):
+    lines = table_text(trace).splitlines()
+    source = tmp_path / "t.csv"
+    for row, message in (
+        (lines[3].replace(",", ",x", 1), "position holds string, not whole numbers"),
+        (",".join([*lines[3].split(",")[:6], "", *lines[3].split(",")[7:]]), "expert_0 lacks 1 of 60 values"),
+    ):
+        source.write_text("\n".join([*lines[:3], row, *lines[4:]]) + "\n")
+        with pytest.raises(BadData, match=message):
+            import_table(source, tmp_path / "in", model=trace.header.model)
+    source.write_text("\n".join([*lines[:5], *lines[7:]]) + "\n")
+    with pytest.raises(BadData, match="request 0 has position 3 after 1"):
+        import_table(source, tmp_path / "in", model=trace.header.model)
+    assert not (tmp_path / "in").exists()

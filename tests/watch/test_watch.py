@@ -165,3 +165,26 @@ def test_doctor_command(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "lab"])
     assert ended.value.code == 2
+
+
+def test_the_check_leaves_gradients_and_the_random_state_and_is_no_prey_to_dropout():
+    model = tiny_model("qwen3_moe")
+    model.config.attention_dropout = model.model.layers[0].self_attn.attention_dropout = 0.5
+    weight = discover(model)[0].module.weight
+    weight.grad = torch.ones_like(weight)
+    state = torch.get_rng_state()
+    assert training_setup(model).sees_padding is False
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_broken_off_training_does_not_count_twice():
+    """`on_train_begin` again without an end before it, as after an exception in a step."""
+    model, callback = tiny_model("qwen3_moe"), RoutingCallback()
+    for _ in range(2):
+        callback.on_train_begin(None, None, None, model=model)
+    with torch.no_grad():
+        model(input_ids=TOKENS, attention_mask=MASK, use_cache=False)
+    assert callback.meter.readings()["tokens"] == 10
+    callback.on_train_end(None, None, None)
+    assert not any(router.module._forward_hooks for router in discover(model))

@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from moeworks.cli.options import Device, Dtype, EngineName, Json, Seed, named_values, open_engine
-
-What = Literal[
-    "anomalies",
-    "balance",
-    "chunk_sparsity",
-    "coactivation",
-    "committee",
-    "confidence",
-    "divergence",
-    "drift",
-    "drops",
-    "paths",
-    "position_specialisation",
-    "repetition",
-    "reuse_distance",
-    "sanity",
-    "saturation",
-    "sch_rolling",
-    "sch_static",
-    "specialisation",
-    "srp",
-    "task_correlation",
-    "token_dependence",
-    "token_overlap",
-    "transitions",
-    "u_shape",
-    "vocabulary_specialisation",
-]
+from moeworks.diagnostic_names import DiagnosticName
 
 
 def command(
@@ -51,7 +24,8 @@ def command(
     device: Device = "",
     dtype: Dtype = "",
     what: Annotated[
-        What | None, typer.Option("--what", help="Diagnostic of a trace; balance, unless given.", show_default=False)
+        DiagnosticName | None,
+        typer.Option("--what", help="Diagnostic of a trace; balance, unless given.", show_default=False),
     ] = None,
     where: Annotated[str, typer.Option("--where", help="Tokens and layers of the trace that count.")] = "",
     label: Annotated[

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchSize",
+    "Data",
     "Device",
     "Dtype",
     "EngineName",
@@ -48,6 +49,14 @@ Dtype = Annotated[str, typer.Option("--dtype", help="As stored, unless given: fl
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts run together.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="File (.txt, .jsonl, .parquet), hf:NAME, hf:NAME/CONFIG, probe:NAME (with :SPLIT), or - for stdin.",
+        show_default=False,
+    ),
+]
 OptionalPlan = Annotated[Path | None, typer.Option("--plan", metavar="PLAN", help="A plan file to steer by.")]
 TraceFolder = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace's folder.", show_default=False)]
 

@@ -9,6 +9,7 @@ import typer
 
 from moeworks.cli.options import (
     BatchSize,
+    Data,
     Device,
     Dtype,
     EngineName,
@@ -26,14 +27,7 @@ from moeworks.cli.options import (
 
 def command(
     model: Model,
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="File (.txt, .jsonl, .parquet), hf:NAME, hf:NAME/CONFIG, probe:NAME (with :SPLIT), or - for stdin.",
-            show_default=False,
-        ),
-    ],
+    data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the trace to write.", show_default=False)],
     logits: Annotated[bool, typer.Option("--logits", help="Record the routers' logits too.")] = False,
     generate: Annotated[int, typer.Option("--generate", min=0, help="Tokens to generate after each text.")] = 0,

@@ -10,6 +10,7 @@ import typer
 from moeworks.cli.compare import Label, Picture, WhereClause, show
 from moeworks.cli.options import (
     BatchSize,
+    Data,
     Device,
     Dtype,
     EngineName,
@@ -24,12 +25,7 @@ from moeworks.cli.options import (
 
 def command(
     model: Model,
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA", help="As in record: a file, hf:NAME, probe:NAME or - for stdin.", show_default=False
-        ),
-    ],
+    data: Data,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Keep both traces in this folder.", show_default=False)
     ] = None,

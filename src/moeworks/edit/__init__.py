@@ -5,12 +5,10 @@ What needs torch is loaded when it is first used.
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moeworks.edit.plan import EditPlan, LayerCut
+from moeworks.lazy import lazily
 
 if TYPE_CHECKING:
     from moeworks.edit.apply import apply, check_apply, draft_plan
@@ -132,23 +130,4 @@ __all__ = [
     "write_layer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'moeworks.edit' has no attribute '{name}'")
-    return getattr(import_module(f"moeworks.edit.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """A verb may be a module and a function: `moeworks.edit.recut` stays the function once the module is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in _HOMES):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+__getattr__, __dir__ = lazily(__name__, _HOMES)

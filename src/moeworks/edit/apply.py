@@ -11,6 +11,7 @@ from typing import Any
 
 from moeworks import __version__
 from moeworks.artefact import Header, replace_file
+from moeworks.edit.beside import files_beside
 from moeworks.edit.checkpoint.keys import edited_config
 from moeworks.edit.checkpoint.source import FORMAT_FILE, Checkpoint, open_checkpoint
 from moeworks.edit.files import save_edit_plan
@@ -30,24 +31,6 @@ __all__ = ["PLAN_FILE", "Applied", "Forecast", "apply", "check_apply", "draft_pl
 
 PLAN_FILE = "edit.json"
 _UNEVEN_TYPE = "moeworks_uneven"
-# What is copied beside the weights; reports and cards of the old model are not, they would be untrue of the new one.
-_COPIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.jinja",
-    "*processor_config.json",
-    "additional_chat_templates",
-    "*.py",
-    "moeworks.json",
-    "LICENSE*",
-    "NOTICE*",
-)
 
 
 @dataclass(frozen=True)
@@ -308,12 +291,9 @@ def _config(
 
 def _beside(job: _Job, folder: Path) -> None:
     """Write config, plan and card, and copy tokenizer, chat template, generation settings and custom code."""
-    for pattern in _COPIED:
-        for path in sorted(job.checkpoint.folder.glob(pattern)):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(path, folder / path.name)
+    for path in files_beside(job.checkpoint.folder):
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(job.checkpoint.folder / path, folder / path)
     documents: dict[str, str] = {
         "config.json": json.dumps(job.config, indent=2, ensure_ascii=False),
         "README.md": _card(job),

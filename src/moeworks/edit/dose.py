@@ -14,7 +14,7 @@ from moeworks.edit.compare import LABELS, compare_several
 from moeworks.edit.comparison import ALL, Comparison
 from moeworks.edit.plan import EditPlan
 from moeworks.edit.preview import CONTROLS, check_model
-from moeworks.edit.recut import random_cuts
+from moeworks.edit.random_cuts import random_cuts
 from moeworks.edit.replan import constraints_of, recut
 from moeworks.edit.sides import side_of, under
 from moeworks.errors import BadData

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from moeworks import __version__
-from moeworks.artefact import problems_of, replace_file
 from moeworks.edit.plan import FORMAT, VERSION, EditPlan
-from moeworks.errors import BadPlan, MoeworksError
+from moeworks.plan.document import parse_document, read_document, write_document
 
 __all__ = ["edit_plan_hash", "load_edit_plan", "save_edit_plan"]
 
@@ -43,14 +37,7 @@ def save_edit_plan(plan: EditPlan, path: str | Path) -> None:
     for layer in document["layers"]:
         if not layer["order"]:
             del layer["order"]
-    text = _pretty(document) + "\n"
-    if _parse(text, "the plan") != plan:
-        raise BadPlan("the plan holds values that do not survive in a file, such as a tuple among its options.")
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_document(document, path, same=lambda text: _parse(text, "the plan") == plan)
 
 
 def load_edit_plan(path: str | Path) -> EditPlan:
@@ -60,53 +47,9 @@ def load_edit_plan(path: str | Path) -> EditPlan:
         BadPlan: not an edit plan, of an unknown version, or malformed; the message has every problem.
         MoeworksError: the file cannot be read.
     """
-    if str(path) == "-":
-        return _parse(sys.stdin.read(), "the plan on standard input")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise MoeworksError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        raise BadPlan(f"{path} is not an edit plan: it is not UTF-8 text.") from None
-    return _parse(text, str(path))
+    return read_document(path, _parse, kind="an edit plan")
 
 
 def _parse(text: str, name: str) -> EditPlan:
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadPlan(f"{name} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from None
-    header = document.get("header") if isinstance(document, dict) else None
-    if not isinstance(header, dict):
-        raise BadPlan(f"{name} is not an edit plan: a plan is an object with a header.")
-    if header.get("format") == "moeworks.plan":
-        raise BadPlan(
-            f"{name} is a plan that steers a model, not an edit plan; edit plans come from `moeworks edit plan`."
-        )
-    if header.get("format") != FORMAT:
-        raise BadPlan(f"{name} is not an edit plan: its header says format '{header.get('format')}', not '{FORMAT}'.")
-    if header.get("version", VERSION) != VERSION:
-        raise BadPlan(
-            f"{name} is an edit plan of version {header['version']}; moeworks {__version__} reads version {VERSION}. "
-            "Install the version that wrote it, or a newer one."
-        )
-    try:
-        return EditPlan.model_validate_json(text)
-    except (ValidationError, MoeworksError) as error:
-        reason = problems_of(error) if isinstance(error, ValidationError) else str(error)
-        raise BadPlan(f"{name} is not a valid edit plan: {reason}") from None
-
-
-def _pretty(value: Any, indent: int = 0) -> str:
-    """Return JSON that is good to review: what fits into a line stands in one, and so does each list of numbers."""
-    line = json.dumps(value, ensure_ascii=False)
-    flat = isinstance(value, list) and not any(isinstance(child, dict) for child in value)
-    if len(line) + indent <= 110 or flat or indent >= 8 or not isinstance(value, (dict, list)):
-        return line
-    deeper = " " * (indent + 2)
-    if isinstance(value, dict):
-        inner = [f"{deeper}{json.dumps(key)}: {_pretty(child, indent + 2)}" for key, child in value.items()]
-    else:
-        inner = [f"{deeper}{_pretty(child, indent + 2)}" for child in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return opening + "\n" + ",\n".join(inner) + "\n" + " " * indent + closing
+    others = {"moeworks.plan": "a plan that steers a model, not an edit plan; those come from `moeworks edit plan`."}
+    return parse_document(text, name, EditPlan, kind="an edit plan", format=FORMAT, version=VERSION, others=others)

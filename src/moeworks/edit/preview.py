@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moeworks.edit.compare import LABELS, compare, compare_several
 from moeworks.edit.comparison import ALL, Comparison
 from moeworks.edit.plan import EditPlan
-from moeworks.edit.recut import random_cuts
+from moeworks.edit.random_cuts import random_cuts
 from moeworks.edit.sides import Side, side_of, under
 from moeworks.engines.progress import Progress
 from moeworks.errors import BadData, BadPlan

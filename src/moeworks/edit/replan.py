@@ -10,8 +10,8 @@ import numpy as np
 from moeworks.artefact import ModelIdentity
 from moeworks.edit.budgets import BUDGETS, Constraints, proportional, target
 from moeworks.edit.plan import EditPlan
+from moeworks.edit.random_cuts import random_cut
 from moeworks.edit.ranking import first_of
-from moeworks.edit.recut import random_cut
 from moeworks.errors import BadPlan
 from moeworks.plan.files import plan_header
 from moeworks.plan.protected import known_super_experts

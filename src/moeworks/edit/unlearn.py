@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moeworks.edit.plan import EditPlan
 from moeworks.edit.planning import plan_edit
-from moeworks.edit.recut import random_cuts
+from moeworks.edit.random_cuts import random_cuts
 from moeworks.edit.sides import Side, side_of, under
 from moeworks.edit.token_sums import compare_texts
 from moeworks.errors import BadData

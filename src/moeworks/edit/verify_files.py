@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moeworks.edit.beside import files_beside
 from moeworks.edit.checkpoint.files import INDEX, Reader
 from moeworks.edit.checkpoint.keys import Entry, edited_config
 from moeworks.edit.checkpoint.source import Checkpoint, open_checkpoint
@@ -21,22 +22,6 @@ from moeworks.engines.progress import Progress
 from moeworks.errors import MoeworksError, Unsupported
 
 __all__ = ["check_beside", "check_config", "check_index", "check_layers", "check_tensors", "opened"]
-
-# What a checkpoint is not whole without; reports and cards of the original are not meant.
-_BESIDE = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.jinja",
-    "generation_config.json",
-    "*processor_config.json",
-    "moeworks.json",
-    "*.py",
-)
 
 
 def opened(edited: str | Path) -> tuple[Checkpoint | None, Check]:
@@ -106,17 +91,16 @@ def check_layers(original: Checkpoint, edited: Checkpoint, plan: EditPlan, optio
 
 def check_beside(original: Checkpoint, edited: Checkpoint) -> Check:
     """Look whether tokenizer, chat template, generation settings and custom code lie beside the weights, unchanged."""
-    paths = sorted({path for pattern in _BESIDE for path in original.folder.glob(pattern) if path.is_file()})
-    problems = []
+    paths, problems = files_beside(original.folder), []
     for path in paths:
-        copy = edited.folder / path.name
+        copy = edited.folder / path
         if not copy.is_file():
-            problems.append(f"{path.name} is missing")
-        elif copy.read_bytes() != path.read_bytes():
-            problems.append(f"{path.name} is another one")
+            problems.append(f"{path} is missing")
+        elif copy.read_bytes() != (original.folder / path).read_bytes():
+            problems.append(f"{path} is another one")
     if problems:
         return Check(name="tokenizer and settings", state="failed", detail=", ".join(problems))
-    return Check(name="tokenizer and settings", state="passed", detail=", ".join(path.name for path in paths) or "none")
+    return Check(name="tokenizer and settings", state="passed", detail=", ".join(map(str, paths)) or "none")
 
 
 def check_tensors(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from moeworks import __version__
-from moeworks.artefact import Header, ModelIdentity, problems_of, replace_file
-from moeworks.errors import BadPlan, MoeworksError
+from moeworks.artefact import Header, ModelIdentity
+from moeworks.plan.document import parse_document, read_document, write_document
 from moeworks.plan.protected import Protect, protection
 from moeworks.plan.schema import Plan
 
@@ -56,14 +53,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     for name in ("evidence", "header"):  # to the end
         if name in document:
             document[name] = document.pop(name)
-    text = _pretty(document) + "\n"
-    if parse_plan(text, "the plan") != plan:
-        raise BadPlan("the plan holds values that do not survive in a file, such as NaN or a tuple among its options.")
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_document(document, path, same=lambda text: parse_plan(text, "the plan") == plan)
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -73,15 +63,7 @@ def load_plan(path: str | Path) -> Plan:
         BadPlan: not a plan, of an unknown version, or malformed; the message has every problem.
         MoeworksError: the file cannot be read.
     """
-    if str(path) == "-":
-        return parse_plan(sys.stdin.read(), "the plan on standard input")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise MoeworksError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        raise BadPlan(f"{path} is not a plan: it is not UTF-8 text.") from None
-    return parse_plan(text, str(path))
+    return read_document(path, parse_plan, kind="a plan")
 
 
 def parse_plan(text: str, name: str) -> Plan:
@@ -90,40 +72,8 @@ def parse_plan(text: str, name: str) -> Plan:
     Raises:
         BadPlan: not a plan, of an unknown version, or malformed; the message has every problem.
     """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadPlan(f"{name} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from None
-    header = document.get("header") if isinstance(document, dict) else None
-    if not isinstance(header, dict):
-        raise BadPlan(f"{name} is not a plan: a plan is an object with a header.")
-    if header.get("format") != FORMAT:
-        raise BadPlan(f"{name} is not a plan: its header says format '{header.get('format')}', not '{FORMAT}'.")
-    if header.get("version", VERSION) != VERSION:
-        raise BadPlan(
-            f"{name} is a plan of version {header['version']}; moeworks {__version__} reads version {VERSION}. "
-            "Install the version that wrote it, or a newer one."
-        )
-    try:
-        return Plan.model_validate_json(text)
-    except (ValidationError, MoeworksError) as error:
-        reason = problems_of(error) if isinstance(error, ValidationError) else str(error)
-        raise BadPlan(f"{name} is not a valid plan: {reason}") from None
+    return parse_document(text, name, Plan, kind="a plan", format=FORMAT, version=VERSION)
 
 
 def _without_empty_clause(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "where" or value != {"labels": {}}}
-
-
-def _pretty(value: Any, indent: int = 0) -> str:
-    """Return JSON that is good to review: what fits into a line stands in one, and so does each layer of the model."""
-    line = json.dumps(value, ensure_ascii=False)
-    if len(line) + indent <= 110 or indent >= 8 or not isinstance(value, (dict, list)):
-        return line
-    deeper = " " * (indent + 2)
-    if isinstance(value, dict):
-        inner = [f"{deeper}{json.dumps(key)}: {_pretty(child, indent + 2)}" for key, child in value.items()]
-    else:
-        inner = [f"{deeper}{_pretty(child, indent + 2)}" for child in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return opening + "\n" + ",\n".join(inner) + "\n" + " " * indent + closing

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moeworks.lazy import lazily
 
 if TYPE_CHECKING:
     from moeworks.serve.app import build_app
@@ -15,12 +16,4 @@ _HOMES = {"Limits": "limits", "build_app": "app", "open_model": "run", "read_rou
 
 __all__ = ["Limits", "build_app", "open_model", "read_routes", "serve"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'moeworks.serve' has no attribute '{name}'")
-    return getattr(import_module(f"moeworks.serve.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 
+from moeworks.diagnostic_names import DiagnosticName
 from moeworks.stats.anomalies import anomalies
 from moeworks.stats.balance import balance
 from moeworks.stats.capacity import capacity_drops
@@ -36,33 +37,6 @@ from moeworks.stats.vocabulary import vocabulary_specialisation
 
 __all__ = ["DIAGNOSTICS", "Diagnostic", "DiagnosticName"]
 
-DiagnosticName = Literal[
-    "anomalies",
-    "balance",
-    "chunk_sparsity",
-    "coactivation",
-    "committee",
-    "confidence",
-    "divergence",
-    "drift",
-    "drops",
-    "paths",
-    "position_specialisation",
-    "repetition",
-    "reuse_distance",
-    "sanity",
-    "saturation",
-    "sch_rolling",
-    "sch_static",
-    "specialisation",
-    "srp",
-    "task_correlation",
-    "token_dependence",
-    "token_overlap",
-    "transitions",
-    "u_shape",
-    "vocabulary_specialisation",
-]
 _OWN = ("trace", "checkpoints", "final", "steps", "where", "label", "base", "seed", "budget_bytes")  # no free options
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moeworks.lazy import lazily
 
 if TYPE_CHECKING:
     from moeworks.train.affinity import Affinity, affinity_of_trace
@@ -48,12 +49,4 @@ __all__ = [
     "unlearn",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'moeworks.train' has no attribute '{name}'")
-    return getattr(import_module(f"moeworks.train.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -27,14 +27,29 @@ class Replaying:
     Attributes:
         layers: global numbers of the routers, in order.
         passes: how often each of them decided inside the block.
-        changed: tokens and layers for which the replayed set is not what the router would have chosen.
-        tokens: tokens and layers that were replayed.
     """
 
     layers: tuple[int, ...]
     passes: dict[int, int] = field(default_factory=dict)
-    changed: int = 0
-    tokens: int = 0
+    _counts: list[Tensor] = field(default_factory=list)  # (3,) each: replayed, changed, forced with weight 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens and layers that were replayed."""
+        return self._sum(0)
+
+    @property
+    def changed(self) -> int:
+        """Tokens and layers for which the replayed set is not what the router would have chosen."""
+        return self._sum(1)
+
+    @property
+    def dead(self) -> int:
+        """Forced experts with weight 0, which no gradient comes through."""
+        return self._sum(2)
+
+    def _sum(self, place: int) -> int:
+        return sum(int(counts[place]) for counts in self._counts)
 
 
 @contextmanager
@@ -86,6 +101,8 @@ def replay(model: nn.Module, routes: Any, *, routers: Sequence[Router] | None = 
             f"the routers of layers {', '.join(idle)} never decided while routes were replayed: the replay is bound to "
             "modules that the model does not run; open the block on the model that is called, after it was wrapped."
         )
+    if state.dead:
+        raise RunFailed(f"{state.dead} forced experts have weight 0, which no gradient comes through.")
 
 
 def _closed(router: Router) -> bool:
@@ -108,15 +125,11 @@ def _force(router: Router, ids: Tensor, state: Replaying) -> Edit:
         chosen = torch.where(known, here, own.long()).to(own.dtype)
         scale = router.arrays.expert_scale
         again = torch_contract.combine_weights(logits.reshape(len(own), -1), chosen.long(), contract, detail, scale)
-        dead = known & (again == 0)
-        if bool(dead.any()):
-            raise RunFailed(
-                f"layer {router.layer}: {int(dead.sum())} forced experts have weight 0; no gradient comes through it."
-            )
-        state.passes[router.layer] = state.passes.get(router.layer, 0) + 1
         differs = (here.sort(-1).values != own.long().sort(-1).values).any(-1, keepdim=True)
-        state.changed += int((known & differs).sum())
-        state.tokens += int(known.sum())
+        dead = known & (again == 0)
+        # Kept on the device and added up when somebody asks: a pass must not wait for it in every layer.
+        state._counts.append(torch.stack([known.sum(), (known & differs).sum(), dead.sum()]).detach())
+        state.passes[router.layer] = state.passes.get(router.layer, 0) + 1
         return torch.where(known, again.to(weights.dtype), weights), chosen
 
     return edit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moeworks.lazy import lazily
 
 if TYPE_CHECKING:
     from moeworks.watch.callback import RoutingCallback
@@ -40,12 +41,4 @@ __all__ = [
     "z_loss",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'moeworks.watch' has no attribute '{name}'")
-    return getattr(import_module(f"moeworks.watch.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOMES)

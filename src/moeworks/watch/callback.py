@@ -28,7 +28,8 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers' c
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the routers and start to count."""
+        """Find the routers and start to count; a run that was broken off leaves nothing behind."""
+        self._stack.close()
         self.meter = self._stack.enter_context(metered(kwargs["model"]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

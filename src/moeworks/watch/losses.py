@@ -47,6 +47,12 @@ def balance_loss(
     """
     if len(probabilities) != len(ids) or not ids:
         raise BadData(f"{len(probabilities)} layers of probabilities and {len(ids)} of ids; each layer needs both.")
+    for probability, chosen in zip(probabilities, ids, strict=True):
+        _check_shapes(probability, chosen, mask)
+    with torch.no_grad():  # one look for all layers, so that training waits for the device once
+        apart = torch.stack([(p.sum(-1) - 1).abs().max().clamp(min=-p.min()) for p in probabilities]).max()
+    if not float(apart) < 1e-2:
+        raise BadData("rows of probabilities do not sum to 1; hand over the softmax of raw logits.")
     losses: list[Tensor] = []
     pairs = [_kept(p, i, mask) for p, i in zip(probabilities, ids, strict=True)]
     if over == "concatenated":
@@ -89,7 +95,7 @@ def bias_step(bias: Tensor, ids: Tensor, *, rate: float = 1e-3, mask: Tensor | N
     return load
 
 
-def _kept(probability: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _check_shapes(probability: Tensor, ids: Tensor, mask: Tensor | None) -> None:
     if probability.ndim != 2 or ids.ndim != 2 or len(probability) != len(ids):
         raise BadData(
             f"probabilities {tuple(probability.shape)} and ids {tuple(ids.shape)} are not (tokens, experts) and "
@@ -97,9 +103,9 @@ def _kept(probability: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor
         )
     if mask is not None and mask.numel() != len(ids):
         raise BadData(f"the mask has {mask.numel()} tokens, the routers decided for {len(ids)}.")
-    total = probability.detach().sum(-1)
-    if float((total - 1).abs().max()) > 1e-2 or float(probability.detach().min()) < 0:
-        raise BadData("rows of probabilities do not sum to 1; hand over the softmax of raw logits.")
+
+
+def _kept(probability: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if mask is None:
         return probability, ids
     keep = mask.reshape(-1).bool()

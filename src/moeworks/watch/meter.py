@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,20 +83,22 @@ class RoutingMeter:
                     f"layer {router.layer} routed {len(ids)} tokens, the attention mask has {len(keep)}: it cannot be "
                     "said which of them are padding."
                 )
-            weights, ids, logits = weights[keep], ids[keep], None if logits is None else logits[keep]
+            counted = keep.to(torch.float32)
+        else:
+            counted = torch.ones(len(ids), device=ids.device)
         state = self._layers.get(router.layer)
         if state is None:
             sums = torch.zeros(3, dtype=torch.float64, device="cpu" if ids.device.type == "mps" else ids.device)
             state = self._layers[router.layer] = _Layer(torch.zeros(router.experts, device=ids.device), sums)
-        ran = (weights != 0).to(state.counts.dtype)
+        ran = (weights != 0).to(state.counts.dtype) * counted[:, None]  # selecting rows would wait for the device
         state.counts.scatter_add_(0, ids.reshape(-1).long(), ran.reshape(-1))
         size = weights.float().abs()
-        top = (size.amax(-1) / size.sum(-1).clamp(min=1e-30)).sum()
+        top = (size.amax(-1) / size.sum(-1).clamp(min=1e-30) * counted).sum()
         entropy = top.new_full((), float("nan"))
         if logits is not None:
             log_p = logits.float().log_softmax(-1)
-            entropy = -(log_p.exp() * log_p).sum(-1).sum() / torch.log(top.new_tensor(float(logits.shape[-1])))
-        state.sums += torch.stack([top.new_tensor(float(len(ids))), top, entropy]).to(state.sums)
+            entropy = -((log_p.exp() * log_p).sum(-1) * counted).sum() / math.log(logits.shape[-1])
+        state.sums += torch.stack([counted.sum(), top, entropy]).to(state.sums)
 
     def loads(self) -> dict[int, Tensor]:
         """Return layer → how often each expert ran, (E,), on the processor."""

@@ -85,7 +85,7 @@ class TrainingSetup:
 def training_setup(model: Any, *, seed: int = 0) -> TrainingSetup:
     """Run one training step's forward and backward pass on random tokens and look at what reaches the routers.
 
-    Parameters, buffers, gradients and the mode of the model are put back.
+    Parameters and gradients are not touched; buffers, the mode of the model and the random state are put back.
 
     Raises:
         Unsupported: it has no routers, or its forward pass takes no labels.
@@ -115,7 +115,6 @@ def training_setup(model: Any, *, seed: int = 0) -> TrainingSetup:
             sees = abs(other - asked) > MOVED * abs(asked)
     finally:
         model.train(was_training)
-        model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(before[name])
@@ -142,7 +141,9 @@ def _term(
     The cross entropy is computed here, from the logits and the next tokens, and taken off.
     """
     options = {} if switch is None else {"output_router_logits": switch}
-    output = model(**batch, use_cache=False, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same dropout in every run, so that their terms compare
+        output = model(**batch, use_cache=False, **options)
     if output.loss is None:
         raise Unsupported(f"'{model.config.model_type}' gives no loss for labels; nothing can be said of training it.")
     targets = batch["labels"][:, 1:].reshape(-1)

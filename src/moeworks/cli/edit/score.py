@@ -9,6 +9,7 @@ import typer
 
 from moeworks.cli.options import (
     BatchSize,
+    Data,
     Device,
     Dtype,
     Json,
@@ -24,14 +25,7 @@ __all__ = ["command"]
 
 def command(
     model: Model,
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="File (.txt, .jsonl, .parquet), hf:NAME, hf:NAME/CONFIG, probe:NAME (with :SPLIT), or - for stdin.",
-            show_default=False,
-        ),
-    ],
+    data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of statistics to write.", show_default=False)],
     collect: Annotated[
         str,

@@ -16,6 +16,7 @@ from moeworks import __version__
 from moeworks.artefact import EngineIdentity, ModelIdentity, hash_texts
 from moeworks.errors import BadData
 from moeworks.lines import Problems, json_rows, open_bytes
+from moeworks.trace.files import new_folder
 from moeworks.trace.format import RecordedRows, TraceHeader
 from moeworks.trace.importers.layers import fit_layers
 from moeworks.trace.reader import Trace
@@ -50,7 +51,6 @@ def import_answers(
     format: Format,
     version: str = "",
     dtype: str = "",
-    overwrite: bool = False,
 ) -> Trace:
     """Write a trace of a JSONL file of answers, one a line, and open it.
 
@@ -70,7 +70,6 @@ def import_answers(
         model: whose answers they are, for instance `Trace.open(…).header.model` or `load("…").identity`.
         format: which engine wrote them.
         version, dtype: of that engine, for the header.
-        overwrite: replace a trace that is there.
 
     Raises:
         BadData: with every line that is not such an answer, or whose routes are not the model's.
@@ -83,7 +82,7 @@ def import_answers(
     for _ in _answers(source, model, format, problems):
         pass  # read once to find all problems before anything is written
     problems.raise_if_any()
-    with TraceWriter(path, header, overwrite=overwrite) as writer:
+    with new_folder(Path(path)) as folder, TraceWriter(folder, header) as writer:
         for number, (answer, routes) in enumerate(_answers(source, model, format, problems)):
             _write(writer, number, answer, routes)
     return Trace.open(path)
@@ -94,13 +93,23 @@ def _answers(
 ) -> Iterator[tuple[_Answer, dict[int, Array]]]:
     with open_bytes(source) as stream:
         for number, row in json_rows(stream, problems):
-            choices = row.get("choices")
-            for part in [{**row, **choice} for choice in choices] if isinstance(choices, list) else [row]:
+            for part in _choices(row):
                 try:
                     answer = _answer(part, format)
                     yield answer, fit_layers(answer.routes, model)
                 except BadData as error:
                     problems.add(f"line {number}", error)
+
+
+def _choices(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield each choice of an answer with what is said of all of them; a field that is null in a choice is not said."""
+    choices = row.get("choices")
+    if not isinstance(choices, list):
+        yield row
+        return
+    for choice in choices:
+        said = choice if isinstance(choice, Mapping) else {}
+        yield {**row, **{name: value for name, value in said.items() if value is not None}}
 
 
 def _answer(row: Mapping[str, Any], format: Format) -> _Answer:
@@ -111,10 +120,12 @@ def _answer(row: Mapping[str, Any], format: Format) -> _Answer:
     else:
         prompt, generated = _tokens(row, "input_ids"), _tokens(row, "output_ids")
         start = row.get("routed_experts_start_len", 0)
-        encoded = (row.get("meta_info") or {}).get("routed_experts")
+        encoded = _mapping(row, "meta_info").get("routed_experts")
     if not isinstance(encoded, str):
         raise BadData("no routed experts in the answer; switch them on in the server and in the request")
-    rows = len(prompt) + len(generated) - 1 - int(start)
+    if not isinstance(start, int) or start < 0:
+        raise BadData(f"the first row is at position {start!r}; that has to be a number from 0 on")
+    rows = len(prompt) + len(generated) - 1 - start
     if rows < 1:
         raise BadData(f"{len(prompt)} and {len(generated)} tokens from position {start} on leave no row")
     routes = _decode(encoded, format, rows)
@@ -123,13 +134,20 @@ def _answer(row: Mapping[str, Any], format: Format) -> _Answer:
             f"{len(routes)} rows of routes for {len(prompt)} prompt and {len(generated)} generated tokens from "
             f"position {start} on, which make {rows}: the last token has none"
         )
-    labels = {str(name): str(value) for name, value in (row.get("labels") or {}).items()}
-    return _Answer(prompt, generated, routes, int(start), str(row.get("document", "")), labels)
+    labels = {str(name): str(value) for name, value in _mapping(row, "labels").items()}
+    return _Answer(prompt, generated, routes, start, str(row.get("document") or ""), labels)
+
+
+def _mapping(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = row.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise BadData(f"'{name}' is {found!r}, not an object")
+    return found
 
 
 def _tokens(row: Mapping[str, Any], name: str) -> list[int]:
     found = row.get(name)
-    if not isinstance(found, list) or not all(isinstance(token, int) for token in found):
+    if not isinstance(found, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in found):
         raise BadData(f"no list of token ids in '{name}'; ask the server for token ids")
     return found
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moeworks import __version__
 from moeworks.artefact import EngineIdentity, ModelIdentity, hash_texts
 from moeworks.errors import BadData
+from moeworks.trace.files import new_folder
 from moeworks.trace.format import RecordedRows, TraceHeader
 from moeworks.trace.importers.layers import fit_layers
 from moeworks.trace.reader import Trace
@@ -34,7 +35,6 @@ def import_table(
     *,
     model: ModelIdentity,
     engine: EngineIdentity | None = None,
-    overwrite: bool = False,
 ) -> Trace:
     """Write a trace of a table and open it; the table is held in memory.
 
@@ -51,8 +51,10 @@ def import_table(
     missing = [name for name in (*KEYS, "expert_0") if name not in names]
     if missing:
         raise BadData(f"{source} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}.")
+    _check_columns(table, source)
     experts, weights = (_numbered(table, prefix) for prefix in ("expert", "weight"))
-    if weights is not None and weights.shape != experts.shape:  # type: ignore[union-attr]
+    assert experts is not None
+    if weights is not None and weights.shape != experts.shape:
         raise BadData(f"{source} has another number of weight columns than of expert columns.")
     keys = np.stack([table[name].to_numpy().astype(np.int64) for name in KEYS], 1)  # (rows, 4)
     order = np.lexsort((keys[:, 3], keys[:, 1], keys[:, 0]))
@@ -66,7 +68,12 @@ def import_table(
     first = keys[:: len(layers)]  # (n, 4) a row a token
     if (first[:, None, 2] != keys[:, 2].reshape(-1, len(layers))).any():
         raise BadData(f"{source} gives one token different token ids in different layers.")
-    assert experts is not None
+    gaps = np.flatnonzero((np.diff(first[:, 0]) == 0) & (np.diff(first[:, 1]) != 1))
+    if len(gaps):
+        raise BadData(
+            f"{source}: request {first[gaps[0], 0]} has position {first[gaps[0] + 1, 1]} after {first[gaps[0], 1]}; "
+            "positions of a request follow one another."
+        )
     routes = fit_layers(experts[order].reshape(len(first), len(layers), -1), _alone(model))
     held = None if weights is None else weights[order].reshape(len(first), len(layers), -1)
     header = TraceHeader(
@@ -78,7 +85,7 @@ def import_table(
     )
     rest = table.take(order[:: len(layers)])
     phase = _phase(rest)
-    with TraceWriter(path, header, overwrite=overwrite) as writer:
+    with new_folder(Path(path)) as folder, TraceWriter(folder, header) as writer:
         starts = np.flatnonzero(np.r_[True, np.diff(first[:, 0]) != 0])
         for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(first)], strict=True)):
             part = slice(int(start), int(stop))
@@ -97,6 +104,22 @@ def _read(path: Path) -> Any:
         return csv.read_csv(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise BadData(f"cannot read {path} as a table: {str(error).splitlines()[0]}") from error
+
+
+def _check_columns(table: Any, source: str | Path) -> None:
+    """Raise with every column of numbers that holds something else, or lacks some."""
+    problems = []
+    for name in table.column_names:
+        whole = name in KEYS or re.fullmatch(r"expert_\d+", name)
+        if not whole and not re.fullmatch(r"weight_\d+", name):
+            continue
+        kind = table.schema.field(name).type
+        if not (pa.types.is_integer(kind) or (not whole and pa.types.is_floating(kind))):
+            problems.append(f"{name} holds {kind}, not {'whole ' if whole else ''}numbers")
+        elif table[name].null_count:
+            problems.append(f"{name} lacks {table[name].null_count} of {len(table)} values")
+    if problems:
+        raise BadData(f"{source}: {'; '.join(problems)}.")
 
 
 def _numbered(table: Any, prefix: str) -> Array | None:
