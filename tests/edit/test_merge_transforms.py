@@ -8,52 +8,29 @@ import pytest
 import torch
 
 from helpers.merging import (
+    ALIGNING,
     KINDS,
-    Kind,
+    MERGING,
+    ORDER,
+    PAIRS,
+    X,
     expert_output,
+    groups_of,
     layer_output,
+    planted,
     random_layer,
     route,
+    run,
     silu,
+    statistics,
     statistics_of,
-    with_copy,
 )
-from moeworks.artefact import Header
 from moeworks.edit.algebra import expert_of, rescale, with_experts
 from moeworks.edit.layer import LayerWeights
-from moeworks.edit.merge import as_copies, mc_analysis, sequential_change
+from moeworks.edit.merge import as_copies, mc_analysis
 from moeworks.edit.plan import LayerCut
-from moeworks.edit.statistics import LayerStatistics
-from moeworks.edit.transforms import TRANSFORMS, cut, transforms_with_statistics
-from moeworks.errors import BadData, BadPlan, MoeworksError, Unsupported
-
-X = np.random.default_rng(7).normal(size=(60, 4))
-MERGING = ["mean", "aligned_mean", "mc", "fix_dom", "zipit", "sub_moe", "merge_moe", "ream"]
-OPTIONS: dict[str, dict] = {"mc": {"rows": 1.0}}
-# What is merged as it stands needs copies in the same order, what aligns does not.
-ALIGNING = {"aligned_mean", "mc", "fix_dom", "zipit", "ream"}
-ORDER = [3, 0, 4, 1, 2]
-
-
-def statistics(layer: LayerWeights, hidden: np.ndarray = X) -> LayerStatistics:
-    return statistics_of(layer, hidden, route(layer, hidden, 2))
-
-
-def groups_of(*groups: list[tuple[int, float]], layer: int = 3, experts: int = 6) -> LayerCut:
-    return LayerCut(layer=layer, experts=experts, keep=tuple(g[0][0] for g in groups), groups=tuple(map(tuple, groups)))
-
-
-PAIRS = groups_of([(0, 0.6), (4, 0.4)], [(1, 0.5), (5, 0.5)], [(2, 1.0)], [(3, 1.0)])
-
-
-def planted(kind: Kind, *, ordered: bool, dtype: torch.dtype = torch.float32) -> LayerWeights:
-    """Experts 4 and 5 do what 0 and 1 do, their neurons in another order unless `ordered`."""
-    layer = random_layer(kind=kind, dtype=dtype)
-    return with_copy(with_copy(layer, 0, 4, order=None if ordered else ORDER), 1, 5, order=None if ordered else ORDER)
-
-
-def run(name: str, layer: LayerWeights, plan: LayerCut, given: LayerStatistics | None, **options) -> LayerWeights:
-    return TRANSFORMS.get(name)(layer, plan, given, **{**OPTIONS.get(name, {}), **options})
+from moeworks.edit.transforms import cut, transforms_with_statistics
+from moeworks.errors import BadData, BadPlan, Unsupported
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -320,105 +297,6 @@ def test_mc_by_hand_and_its_analysis():
         mc_analysis(layer, rank=0)
 
 
-def dern_example() -> tuple[LayerWeights, LayerStatistics]:
-    """Expert 2 goes. Its first neuron is twice neuron 0 of expert 0, its second is like no other."""
-    one, two = torch.eye(2), -torch.eye(2)
-    third = torch.tensor([[2.0, 0.0], [1.0, -1.0]])
-    down = torch.stack([one, two, torch.tensor([[2.0, -1.0], [0.0, 1.0]])])  # columns (2, 0) and (-1, 1)
-    layer = LayerWeights(
-        layer=0,
-        gate=torch.stack([one, two, torch.tensor([[2.0, 0.0], [0.0, 0.0]])]),
-        up=torch.stack([one, two, third]),
-        down=down,
-        router=torch.tensor([[1.0, 0.0], [0.0, 1.0], [4.0, 8.0]]),
-        router_bias=torch.tensor([1.0, 2.0, 3.0]),
-    )
-    arrays = {
-        "count": np.array([[5, 4, 1]]),
-        "gate": np.array([[3.0, 2.0, 1.0]]),
-        "neuron_gate_peak": np.array([[[5.0, 4.0], [1.0, 1.0], [3.0, 9.0]]]),
-    }
-    return layer, LayerStatistics(layer=0, tokens=np.array([10]), labels=("all",), arrays=arrays)
-
-
-def test_dern_by_hand():
-    layer, given = dern_example()
-    plan = LayerCut(layer=0, experts=3, keep=(0, 1))
-    merged = run("dern", layer, plan, given)
-    # Neuron 0 of expert 0 and its double: same direction, mean length 1.5 times its own. Neuron 1 is as it was.
-    assert merged.gate is not None
-    np.testing.assert_allclose(merged.gate[0], [[1.5, 0], [0, 1]], atol=1e-6)
-    np.testing.assert_allclose(merged.up[0], [[1.5, 0], [0, 1]], atol=1e-6)
-    np.testing.assert_allclose(merged.down[0], [[1.5, 0], [0, 1]], atol=1e-6)
-    for name in ("gate", "up", "down"):
-        assert torch.equal(getattr(merged, name)[1], getattr(layer, name)[1])  # received nothing
-    assert merged.router.tolist() == [[3.0, 4.0], [0.0, 1.0]]  # one of two neurons: half of (4, 8) added
-    assert merged.router_bias is not None
-    assert merged.router_bias.tolist() == [1.0, 2.0]
-
-
-def test_dern_weighs_by_gate_mass_starts_from_loud_neurons_and_compares_what_it_is_told_to():
-    layer, given = dern_example()
-    plan = LayerCut(layer=0, experts=3, keep=(0, 1))
-    layer.up[2, 0] = torch.tensor([2.0, 2.0])  # now beside neuron 0: up and down (2, 2, 2, 0), cosine 4 / sqrt 24
-    for alpha, moves in ((0.8, True), (0.82, False)):
-        merged = run("dern", layer, plan, given, alpha=alpha)
-        assert torch.equal(merged.up[0], layer.up[0]) != moves
-    merged = run("dern", layer, plan, given, alpha=0.8)
-    own, other = np.array([1, 0, 1, 0, 1, 0]), np.array([2, 0, 2, 2, 2, 0])  # gate, up, down
-    a, b = np.linalg.norm(own), np.linalg.norm(other)
-    direction = 3 * own / a + 1 * other / b  # gate mass 3 and 1
-    wanted = direction / np.linalg.norm(direction) * (a + b) / 2
-    np.testing.assert_allclose(merged.up[0, 0], wanted[2:4], rtol=1e-5)
-    np.testing.assert_allclose(merged.down[0, :, 0], wanted[4:], rtol=1e-5)
-    layer.gate[2, 0] = torch.tensor([0.0, -9.0])  # with the gate it is far away
-    assert torch.equal(run("dern", layer, plan, given, alpha=0.8, similarity="all").up[0], layer.up[0])
-    assert not torch.equal(run("dern", layer, plan, given, alpha=0.8).up[0], layer.up[0])
-    for options in ({"similarity": "gate"}, {"iterations": 0}):
-        with pytest.raises(BadPlan, match="dern compares"):
-            run("dern", layer, plan, given, **options)
-    with pytest.raises(BadPlan, match="has groups"):
-        run("dern", layer, groups_of([(0, 0.5), (2, 0.5)], [(1, 1.0)], layer=0, experts=3), given)
-
-
-def test_dern_first_centres_are_the_loudest_neurons():
-    """One iteration from two of three neurons: which two, the gate responses say."""
-    layer, given = dern_example()
-    layer.up[2, 1], layer.down[2, :, 1] = torch.tensor([0.7, 0.7]), torch.tensor([0.7, 0.7])
-    layer.gate[2, 1] = torch.tensor([0.7, -0.7])
-    plan = LayerCut(layer=0, experts=3, keep=(0,), order=())
-    loud = run("dern", layer, plan, given, iterations=1, alpha=0.6)  # neuron 1 of expert 2 has the largest response
-    quiet = replace(given, arrays={**given.arrays, "neuron_gate_peak": np.array([[[5.0, 4], [1, 1], [3, 0]]])})
-    assert not torch.allclose(loud.up, run("dern", layer, plan, quiet, iterations=1, alpha=0.6).up)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_dern_above_1_is_a_plain_cut(kind):
-    layer = random_layer(kind=kind)
-    given, plan = statistics(layer), LayerCut(layer=3, experts=6, keep=(0, 2, 5))
-    ours, plain = run("dern", layer, plan, given, alpha=1.01), cut(layer, plan)
-    assert ours.per_expert().keys() == plain.per_expert().keys()
-    for name, tensor in plain.per_expert().items():
-        assert torch.equal(ours.per_expert()[name], tensor), name
-    moved = run("dern", layer, plan, given, alpha=-1.0)  # every neuron finds an owner
-    assert not torch.equal(moved.up, plain.up)
-    extra = moved.router.double() - plain.router.double()
-    wanted = layer.router[[1, 3, 4]].double().sum(0)
-    np.testing.assert_allclose(extra.sum(0), wanted, atol=1e-5)  # fractions of each dropped row add up to 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_dern_of_copies_leaves_the_kept_experts_and_adds_the_copies_rows(kind):
-    layer = planted(kind, ordered=False)
-    given = statistics(layer)
-    merged = run("dern", layer, LayerCut(layer=3, experts=6, keep=(0, 1, 2, 3)), given, alpha=0.999)
-    for place in range(4):
-        wanted = expert_output(layer, place, X)[0]
-        np.testing.assert_allclose(expert_output(merged, place, X)[0], wanted, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(merged.router[0], layer.router[0] + layer.router[4], rtol=1e-6)
-    assert torch.equal(merged.router[2], layer.router[2])
-
-
 def test_ream_averages_by_share_in_the_order_of_activations():
     layer = planted("silu", ordered=False)
     noise = torch.Generator().manual_seed(2)
@@ -476,39 +354,3 @@ def test_what_is_not_finite_is_refused():
     layer.up[0, 0, 0] = float("inf")
     with pytest.raises(BadData, match="is not finite"):
         run("mean", layer, PAIRS, None)
-
-
-HEADER = Header(format="moeworks.edit", version=1, moeworks="0")
-
-
-@pytest.mark.parametrize("method", ["ream", "m_smoe", "dern"])
-def test_layers_in_order_with_what_was_decided_as_a_plan(method):
-    change = sequential_change(method, {3: 4, 7: 2})
-    with pytest.raises(BadPlan, match="no layer was grouped"):
-        change.plan(HEADER)
-    layers = {n: replace(random_layer(seed=n), layer=n) for n in (3, 7)}
-    merged = {}
-    for number, layer in layers.items():
-        merged[number] = change(statistics(layer), layer)
-    plan = change.plan(HEADER, statistics="abc")
-    assert (plan.counts, plan.keep, plan.method, plan.statistics) == ((4, 2), 0.5, method, "abc")
-    assert plan.options["sequential"] is True
-    for layer_cut in plan.layers:  # the plan with the same statistics gives the same weights
-        layer = layers[layer_cut.layer]
-        again = TRANSFORMS.get(plan.transform)(layer, layer_cut, statistics(layer), **plan.transform_options)
-        for name, tensor in again.per_expert().items():
-            assert torch.equal(tensor, merged[layer_cut.layer].per_expert()[name])
-    with pytest.raises(BadPlan, match="not said how many"):
-        change(replace(statistics(layers[3]), layer=5), replace(layers[3], layer=5))
-
-
-def test_sequential_choices():
-    layer = random_layer()
-    change = sequential_change("m_smoe", 2, layout="copies", transform="mean", similarity="rows")
-    assert change(statistics(layer), layer).experts == 6
-    assert (change.plan(HEADER).transform, change.plan(HEADER).options["similarity"]) == ("mean", "rows")
-    with pytest.raises(BadPlan, match="'rows' or 'copies'"):
-        sequential_change("m_smoe", 2, layout="both")
-    for wrong in ({"method": "ram"}, {"method": "ream", "transform": "rem"}):
-        with pytest.raises(MoeworksError, match="is called"):
-            sequential_change(**wrong, kept=2)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moeworks.edit.layer import LayerWeights
+from moeworks.edit.plan import LayerCut
 from moeworks.edit.statistics import LayerRows, LayerStatistics
+from moeworks.edit.transforms import TRANSFORMS
 
 Kind = Literal["silu", "relu2", "gpt_oss"]
 KINDS: tuple[Kind, ...] = ("silu", "relu2", "gpt_oss")
@@ -179,3 +181,32 @@ def _gate(layer: LayerWeights, expert: int, x: Array) -> Array:
     tensor = layer.up if layer.gate is None else layer.gate
     z = tensor[expert].double().numpy() @ x
     return np.asarray(z / (1 + np.exp(-z)))
+
+
+X = np.random.default_rng(7).normal(size=(60, 4))
+MERGING = ["mean", "aligned_mean", "mc", "fix_dom", "zipit", "sub_moe", "merge_moe", "ream"]
+OPTIONS: dict[str, dict] = {"mc": {"rows": 1.0}}
+# What is merged as it stands needs copies in the same order, what aligns does not.
+ALIGNING = {"aligned_mean", "mc", "fix_dom", "zipit", "ream"}
+ORDER = [3, 0, 4, 1, 2]
+
+
+def statistics(layer: LayerWeights, hidden: np.ndarray = X) -> LayerStatistics:
+    return statistics_of(layer, hidden, route(layer, hidden, 2))
+
+
+def groups_of(*groups: list[tuple[int, float]], layer: int = 3, experts: int = 6) -> LayerCut:
+    return LayerCut(layer=layer, experts=experts, keep=tuple(g[0][0] for g in groups), groups=tuple(map(tuple, groups)))
+
+
+PAIRS = groups_of([(0, 0.6), (4, 0.4)], [(1, 0.5), (5, 0.5)], [(2, 1.0)], [(3, 1.0)])
+
+
+def planted(kind: Kind, *, ordered: bool, dtype: torch.dtype = torch.float32) -> LayerWeights:
+    """Experts 4 and 5 do what 0 and 1 do, their neurons in another order unless `ordered`."""
+    layer = random_layer(kind=kind, dtype=dtype)
+    return with_copy(with_copy(layer, 0, 4, order=None if ordered else ORDER), 1, 5, order=None if ordered else ORDER)
+
+
+def run(name: str, layer: LayerWeights, plan: LayerCut, given: LayerStatistics | None, **options) -> LayerWeights:
+    return TRANSFORMS.get(name)(layer, plan, given, **{**OPTIONS.get(name, {}), **options})

@@ -1,4 +1,7 @@
-"""The operation `neurons`: its formulas by hand, the torch twin, real models against edited weights, and its guards."""
+"""The operation `neurons`: its formulas by hand, the torch twin, real models against edited weights, and its guards.
+
+Above 400 lines: the operation is followed from its formula to an engine, and the cases share one model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Plans at run time, the door, limits, and clients that leave: against a real uvicorn."""
+"""Plans at run time, the door, limits, and clients that leave: against a real uvicorn.
+
+Above 400 lines: all of them need one running server, which takes long to start.
+"""
 
 import io
 import json
