@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from moeworks.edit.collect import COLLECTABLE, columns_of
+
 ALL = [group for group in COLLECTABLE if group != "gradients"]
 
 
