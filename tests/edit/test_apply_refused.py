@@ -73,7 +73,7 @@ def test_transforms(softmax, tmp_path) -> None:
     options = plan_of(softmax, {layer: range(8) for layer in ALL}, identity=renormalising, transform="cut_rescaled")
     refused(softmax, options, "divide by the sum of the chosen weights", tmp_path)
     strange = plan_of(softmax, {layer: range(8) for layer in ALL}, transform="mean", transform_options={"gold": 1})
-    refused(softmax, strange, "'mean' has no option gold", tmp_path)
+    refused(softmax, strange, "'mean' has no option 'gold'", tmp_path)
 
 
 def test_unequal_groups(grouped, tmp_path) -> None:

@@ -188,3 +188,33 @@ def test_aimer_on_the_lab_model_without_text(folder) -> None:
     assert all(len(cut.keep) * 4 == cut.experts * 3 for cut in plan.layers)
     assert plan.model is not None
     assert plan.model.layers[0].contract is not None
+
+
+def test_the_cure_that_is_named_works(tmp_path, capsys) -> None:
+    """A plan, its dose curve written into it, and then the same ranking at a share that needs one."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": f"The tower {n} stands on a hill.", "document": str(n)}) + "\n" for n in range(12))
+    )
+    stats, plan, small = tmp_path / "stats", tmp_path / "cut.json", tmp_path / "small.json"
+    assert run("score", "lab", texts, "-o", stats, "--no-check") == 0
+    assert run("plan", stats, "-o", plan) == 0
+    assert run("plan", "--recut", plan, "--keep", 0.25, "-o", small) == 2
+    assert "--write-evidence" in capsys.readouterr().err
+    assert run("dose", "lab", "--write-evidence") == 2
+    assert (
+        run("dose", "lab", "--plan", plan, "--data", texts, "--keep", "1,0.25", "--controls", 0, "--write-evidence")
+        == 0
+    )
+    assert load_edit_plan(plan).evidence["dose"]["doses"]
+    assert run("plan", "--recut", plan, "--keep", 0.25, "-o", small) == 0
+    assert load_edit_plan(small).counts == (8,) * 6
+
+
+def test_options_of_a_transform_reach_the_plan(folder) -> None:
+    cut = folder / "cut.json"
+    asked = ("plan", folder / "stats", "--protect", "none", "-o", cut, "--transform-option")
+    assert run(*asked, "nothing=1") == 2
+    merging = ("--method", "m_smoe", "--keep", 0.5)
+    assert run(*asked, "router=fitted", *merging) == 0
+    assert load_edit_plan(cut).transform_options == {"router": "fitted"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -73,6 +74,11 @@ class DoseCurve(_Frozen):
     doses: tuple[Dose, ...]
     chosen: Confirmed | None = Field(description="the largest cut within the limit on dev; none: not even the smallest")
     beyond: Confirmed | None = Field(description="the smallest cut beyond the limit; none: all are within")
+
+    def evidence(self) -> dict[str, Any]:
+        """Return it as a plan's evidence: plain values that JSON holds."""
+        found: dict[str, Any] = json.loads(self.model_dump_json(exclude_none=True))
+        return found
 
     @property
     def confirmed(self) -> bool:

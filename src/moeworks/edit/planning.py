@@ -140,6 +140,12 @@ def plan_edit(
         if unknown and budget != "adaptive":
             raise BadPlan(f"the budget '{budget}' has no option '{unknown[0]}'; {did_you_mean(unknown[0], takes)}")
         cuts, made = cut_experts(work, kind, method, named, budget, asked, constraints)
+    if transform is not None or transform_options:
+        from moeworks.edit.transforms import strange_options  # torch, which a plan without them does not need
+
+        strange = strange_options(transform or made, transform_options or ())
+        if strange:
+            raise BadPlan(strange)
     if transform == "cut_rescaled":
         check_rescaled(shapes, made)
     rules: dict[str, Any] = {

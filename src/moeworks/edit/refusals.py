@@ -14,7 +14,7 @@ from moeworks.edit.checkpoint.source import Checkpoint
 from moeworks.edit.outputs import meta_reader
 from moeworks.edit.plan import EditPlan, LayerCut
 from moeworks.edit.rewrite import Options, Rewrite, counts, merges, rewrites, without_extra
-from moeworks.edit.transforms import TRANSFORMS, transforms_with_statistics
+from moeworks.edit.transforms import TRANSFORMS, strange_options, transforms_with_statistics
 from moeworks.errors import MoeworksError, Unsupported
 
 __all__ = ["refusals", "width_entry"]
@@ -93,10 +93,9 @@ def _transform(plan: EditPlan, statistics: Any) -> Iterator[str]:
     made_from = "" if statistics is None else str(getattr(statistics, "hash", ""))
     if made_from and plan.statistics and made_from != plan.statistics:
         yield f"It was made from the statistics {plan.statistics}, and these are {made_from}."
-    known = TRANSFORMS.options(plan.transform)
-    strange = sorted(set(plan.transform_options) - set(known))
+    strange = strange_options(plan.transform, plan.transform_options)
     if strange:
-        yield f"The transform '{plan.transform}' has no option {', '.join(strange)}."
+        yield f"{strange[0].upper()}{strange[1:]}"
     contracts = [shape.contract for shape in (() if plan.model is None else plan.model.layers) if shape.contract]
     if plan.transform == "cut_rescaled" and any(c.renormalise or c.score != "softmax" for c in contracts):
         yield (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from moeworks.edit.layer import LayerWeights
 from moeworks.edit.plan import LayerCut
 from moeworks.edit.statistics import LayerStatistics
-from moeworks.errors import BadData, BadPlan
+from moeworks.errors import BadData, BadPlan, did_you_mean
 from moeworks.registry import Registry
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "cut",
     "keeps_width",
     "needs_statistics",
+    "strange_options",
     "transform_keeps_width",
     "transforms_with_statistics",
     "zero_neurons",
@@ -67,6 +68,17 @@ def keeps_width(function: Transform) -> Transform:
 def transform_keeps_width(name: str) -> bool:
     """Return whether the transform of this name leaves the width of experts as it is."""
     return bool(TRANSFORMS.get(name).__dict__.get("keeps_width", False))
+
+
+def strange_options(name: str, options: Iterable[str]) -> str:
+    """Return a sentence about options that the transform of this name does not have; empty if there are none.
+
+    Raises:
+        MoeworksError: there is no such transform; the nearest name is told.
+    """
+    known = TRANSFORMS.options(name)
+    strange = sorted(set(options) - set(known))
+    return f"the transform '{name}' has no option '{strange[0]}'; {did_you_mean(strange[0], known)}" if strange else ""
 
 
 def transforms_with_statistics(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moeworks.cli.edit.options import Data
+from moeworks.cli.edit.options import Data, WriteEvidence
 from moeworks.cli.options import BatchSize, Device, Dtype, Json, Model, Seed, has_terminal, open_engine
 
 __all__ = ["command"]
@@ -37,6 +37,7 @@ def command(
     ] = "1,0.875,0.75,0.625,0.5",
     limit: Annotated[float, typer.Option("--limit", help="Rise of the perplexity that a cut may cost.")] = 0.05,
     controls: Annotated[int, typer.Option("--controls", min=0, help="Random cuts of each size.")] = 3,
+    write_evidence: WriteEvidence = False,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="PNG", help="Draw the curve here.", show_default=False)
     ] = None,
@@ -51,14 +52,18 @@ def command(
     DATA is split by document: half for finding (the statistics, where none are given), a fifth for dev, the rest held
     out. Without it the built-in neutral texts are dev and held-out, and texts of the built-in probes are for finding.
     """
+    from moeworks.cli.edit.options import add_evidence, check_evidence_file
     from moeworks.cli.output import print_json
     from moeworks.edit.dose import dose
     from moeworks.edit.dose_picture import save_dose_picture
     from moeworks.edit.dose_plan import dose_texts, ranking_plan
+    from moeworks.edit.files import load_edit_plan
     from moeworks.errors import BadData
 
     if plan is not None and statistics is not None:
         raise BadData("a plan has its ranking; give --plan or --statistics, not both.")
+    if write_evidence:
+        check_evidence_file(plan)
     try:
         shares = [float(word) for word in keeps.split(",")]
     except ValueError:
@@ -80,6 +85,8 @@ def command(
         seed=seed,
         progress=has_terminal(),
     )
+    if write_evidence and plan is not None:
+        add_evidence(load_edit_plan(plan), plan, dose=curve.evidence())
     if picture is not None:
         save_dose_picture(curve, picture)
     if json:

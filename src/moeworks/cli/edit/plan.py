@@ -76,6 +76,10 @@ def command(
     transform: Annotated[
         str | None, typer.Option("--transform", help="How layers are made, if not in the method's own way.")
     ] = None,
+    transform_option: Annotated[
+        list[str] | None,
+        typer.Option("--transform-option", metavar="NAME=VALUE", help="Option of the transform; repeatable."),
+    ] = None,
     extra_layers: Annotated[
         Literal["same", "drop"], typer.Option("--extra-layers", help="Layers for multi-token prediction.")
     ] = "same",
@@ -134,6 +138,7 @@ def command(
             extra_layers=extra_layers,
             seed=seed,
             budget_options=named_values(budget_option),
+            transform_options=named_values(transform_option),
             command=command_line(),
             **named_values(option),
         )
@@ -157,7 +162,8 @@ def _check_dose(keep: float, earlier: EditPlan | None, measured: bool) -> None:
     if keep < CAREFUL and not measured and "dose" not in evidence:
         raise BadPlan(
             f"keeping {keep:g} of the experts breaks many models (loops, lost languages); plan {CAREFUL:g} first and "
-            "measure how much this model can take with: moeworks edit dose. If that is done, say --yes-i-measured."
+            "measure how much this model can take with: moeworks edit dose --plan PLAN --write-evidence, then cut that "
+            "with --recut PLAN. If it is measured already, say --yes-i-measured."
         )
 
 

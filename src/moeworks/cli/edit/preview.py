@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moeworks.cli.edit.options import Data, EditPlanFile, NewTokens, Prompts, StatisticsFolder
+from moeworks.cli.edit.options import Data, EditPlanFile, NewTokens, Prompts, StatisticsFolder, WriteEvidence
 from moeworks.cli.options import BatchSize, Device, Dtype, Json, Model, Seed, has_terminal, open_engine
 
 __all__ = ["command"]
@@ -28,9 +28,7 @@ def command(
     prompts: Prompts = 0,
     new_tokens: NewTokens = 256,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens a second too; a mask saves nothing.")] = False,
-    write_evidence: Annotated[
-        bool, typer.Option("--write-evidence", help="Write what was measured into the plan's file.")
-    ] = False,
+    write_evidence: WriteEvidence = False,
     batch_size: BatchSize = 8,
     device: Device = "",
     dtype: Dtype = "",
@@ -38,15 +36,14 @@ def command(
     json: Json = False,
 ) -> None:
     """Try an edit plan without writing it: KL, perplexity by language and domain, probes, beside random plans."""
-    from moeworks.cli.edit.options import read_data, read_statistics
+    from moeworks.cli.edit.options import add_evidence, check_evidence_file, read_data, read_statistics
     from moeworks.cli.output import print_json
-    from moeworks.edit.files import load_edit_plan, save_edit_plan
+    from moeworks.edit.files import load_edit_plan
     from moeworks.edit.preview import preview
-    from moeworks.errors import BadData
     from moeworks.probes import load_probe
 
-    if write_evidence and str(plan) == "-":
-        raise BadData("evidence is written into the plan's file; give one instead of standard input.")
+    if write_evidence:
+        check_evidence_file(plan)
     loaded, probes = load_edit_plan(plan), [load_probe(name) for name in probe or ()]
     found = preview(
         open_engine(model, "", device=device, dtype=dtype),
@@ -65,8 +62,7 @@ def command(
         progress=has_terminal(),
     )
     if write_evidence:
-        evidence = {**(loaded.evidence or {}), "preview": found.evidence()}
-        save_edit_plan(loaded.model_copy(update={"evidence": evidence}), plan)
+        add_evidence(loaded, plan, preview=found.evidence())
     if json:
         print_json(found)
         return
