@@ -79,7 +79,7 @@ class Contract:
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.experts:
             raise BadData(f"a router cannot choose {self.top_k} of {self.experts} experts; k is from 1 to E.")
-        if self.experts % self.groups or not 1 <= self.groups_kept <= self.groups:
+        if self.groups < 1 or self.experts % self.groups or not 1 <= self.groups_kept <= self.groups:
             raise BadData(
                 f"{self.experts} experts do not form {self.groups} groups of which {self.groups_kept} are kept."
             )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.cuts import layer_of, model_of, shape_of
+from helpers.plans import places
 from moeworks.edit.files import edit_plan_hash, load_edit_plan, save_edit_plan
 from moeworks.edit.plan import EditPlan
 from moeworks.edit.planning import plan_edit
@@ -104,6 +105,24 @@ def test_other_files_are_told_apart(tmp_path) -> None:
         load_edit_plan(tmp_path / "text.json")
     with pytest.raises(MoeworksError, match="cannot read"):
         load_edit_plan(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("wrong", [None, True, 0, -1, 10**30, 1e308, "", "x", [], [1], [[]], {}, {"a": 1}], ids=repr)
+def test_anything_anywhere_is_a_plan_or_is_refused_in_words(wrong: Any, tmp_path) -> None:
+    """Each value of a real plan in turn is replaced; nothing but a refusal of ours may come out."""
+    save_edit_plan(planned(), tmp_path / "cut.json")
+    text, refused = (tmp_path / "cut.json").read_text(), 0
+    for path in places(json.loads(text)):
+        document = inner = json.loads(text)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = wrong
+        (tmp_path / "wrong.json").write_text(json.dumps(document))
+        try:
+            edit_plan_hash(load_edit_plan(tmp_path / "wrong.json"))
+        except BadPlan:
+            refused += 1
+    assert refused
 
 
 def test_what_does_not_survive_is_refused_before_anything_is_written(tmp_path) -> None:

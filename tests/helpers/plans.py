@@ -54,3 +54,10 @@ def scores(model, values, *, passing=None):
         exhaustive=False, smallest_p=0.1, alpha=0.05, bootstrap=0, top=10, hash="scores-hash", text_hash="text-hash",
     )  # fmt: skip
     return Scores(pa.table(columns, schema=COLUMNS), header)
+
+
+def places(value, path=()):
+    """Yield the path of everything in a JSON document."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(value[key], (*path, key))

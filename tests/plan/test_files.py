@@ -8,7 +8,7 @@ import json
 import jsonschema
 import pytest
 
-from helpers.plans import at, plan, small
+from helpers.plans import at, places, plan, small
 from moeworks.artefact import json_schema
 from moeworks.errors import BadPlan, MoeworksError
 from moeworks.plan import (
@@ -26,6 +26,7 @@ from moeworks.plan import (
     save_plan,
 )
 from moeworks.plan.evidence import Control, Damage, Evidence, Interval
+from moeworks.plan.files import parse_plan
 from moeworks.where import Where
 
 MODEL = small(layers=2, groups=2, score="sigmoid", bias=True)
@@ -152,3 +153,19 @@ def test_saved_plans_fit_the_json_schema(tmp_path):
     document["operations"][0]["op"] = "explode"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, schema)
+
+
+@pytest.mark.parametrize("wrong", [None, True, 0, -1, 10**30, 1e308, "", "x", [], [1], [[]], {}, {"a": 1}], ids=repr)
+def test_anything_anywhere_is_a_plan_or_is_refused_in_words(wrong):
+    """Each value of a full plan in turn is replaced; nothing but a refusal of ours may come out."""
+    text, refused = FULL.model_dump_json(), 0
+    for path in places(json.loads(text)):
+        document = inner = json.loads(text)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = wrong
+        try:
+            plan_hash(parse_plan(json.dumps(document), "it"))
+        except BadPlan:
+            refused += 1
+    assert refused

@@ -67,7 +67,7 @@ def parse_document(
     if not isinstance(header, dict):
         raise BadPlan(f"{name} is not {kind}: a plan is an object with a header.")
     found = header.get("format")
-    if found in (others or {}):
+    if isinstance(found, str) and found in (others or {}):
         raise BadPlan(f"{name} is {(others or {})[found]}")
     if found != format:
         raise BadPlan(f"{name} is not {kind}: its header says format '{found}', not '{format}'.")
