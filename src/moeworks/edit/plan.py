@@ -27,7 +27,7 @@ class LayerCut(_Frozen):
     """What becomes of one layer: the i-th kept expert becomes expert i of the new layer."""
 
     layer: int = Field(ge=0, description="global layer number")
-    experts: int = Field(ge=1, description="experts that the layer has before")
+    experts: int = Field(ge=1, le=65_536, description="experts that the layer has before")
     keep: tuple[int, ...] = Field(min_length=1, description="experts that stay, ascending; of a group, its centre")
     order: tuple[int, ...] = Field((), description="all experts, best first, so that another ratio can be cut")
     groups: tuple[tuple[Share, ...], ...] | None = Field(
