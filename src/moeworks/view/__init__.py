@@ -1,0 +1,48 @@
+"""The page in the browser, `moeworks view`, and the data behind it; names are loaded when they are first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moeworks.lazy import lazily
+
+if TYPE_CHECKING:
+    from moeworks.view.app import build_page
+    from moeworks.view.cards import expert_card
+    from moeworks.view.comparing import compared_tokens
+    from moeworks.view.expert_map import expert_map
+    from moeworks.view.export import export_page
+    from moeworks.view.layers import layer_curves, layer_rows
+    from moeworks.view.run import view
+    from moeworks.view.sources import Sources
+    from moeworks.view.tokens import request_table, token_table
+
+_HOMES = {
+    "Sources": "sources",
+    "build_page": "app",
+    "compared_tokens": "comparing",
+    "expert_card": "cards",
+    "expert_map": "expert_map",
+    "export_page": "export",
+    "layer_curves": "layers",
+    "layer_rows": "layers",
+    "request_table": "tokens",
+    "token_table": "tokens",
+    "view": "run",
+}
+
+__all__ = [
+    "Sources",
+    "build_page",
+    "compared_tokens",
+    "expert_card",
+    "expert_map",
+    "export_page",
+    "layer_curves",
+    "layer_rows",
+    "request_table",
+    "token_table",
+    "view",
+]
+
+__getattr__, __dir__ = lazily(__name__, _HOMES)
