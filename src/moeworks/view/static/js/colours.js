@@ -1,0 +1,86 @@
+// Colours that colour-blind readers can tell apart: Okabe–Ito for kinds, cividis and a two-sided scale for amounts.
+
+/** Okabe–Ito without black: eight kinds. */
+export const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#8c8c8c"];
+
+const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
+const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const TWO_SIDED = ["#0d4a70", "#2b7ab0", "#7fb3d9", "#cfe0ec", "#f2f1ee", "#f3d9c2", "#e6a56b", "#c8682a", "#7f3b08"];
+
+/** @typedef {"cividis" | "viridis" | "two-sided"} ScaleName */
+
+const tables = {};
+
+function tableOf(name) {
+  if (!tables[name]) {
+    const stops = (name === "viridis" ? VIRIDIS : name === "two-sided" ? TWO_SIDED : CIVIDIS).map(rgb);
+    tables[name] = Array.from({ length: 256 }, (_, i) => {
+      const place = (i / 255) * (stops.length - 1);
+      const low = Math.min(Math.floor(place), stops.length - 2);
+      return stops[low].map((value, c) => Math.round(value + (stops[low + 1][c] - value) * (place - low)));
+    });
+  }
+  return tables[name];
+}
+
+/**
+ * The three parts of a `#rrggbb` colour.
+ * @param {string} hex
+ * @returns {[number, number, number]}
+ */
+export function rgb(hex) {
+  return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+}
+
+/**
+ * The colour of an amount between 0 and 1, as [red, green, blue].
+ * @param {number} share what is outside is moved to the edge
+ * @param {ScaleName} [name]
+ * @returns {[number, number, number]}
+ */
+export function scaleRgb(share, name = "cividis") {
+  return tableOf(name)[Math.max(0, Math.min(255, Math.round(share * 255)))];
+}
+
+/**
+ * The same as a CSS colour.
+ * @param {number} share
+ * @param {ScaleName} [name]
+ * @returns {string}
+ */
+export function scaleColour(share, name) {
+  return `rgb(${scaleRgb(share, name).join(" ")})`;
+}
+
+/**
+ * A CSS gradient of a whole scale, for a legend.
+ * @param {ScaleName} [name]
+ * @returns {string}
+ */
+export function scaleGradient(name) {
+  const stops = Array.from({ length: 9 }, (_, i) => scaleColour(i / 8, name));
+  return `linear-gradient(to right, ${stops.join(", ")})`;
+}
+
+/**
+ * The colour of kind number `index` (an expert, a label): eight hues, then the same lighter and darker.
+ * A colour is never the only sign: the number stands beside it wherever it matters.
+ * @param {number} index
+ * @returns {string}
+ */
+export function kindColour(index) {
+  const base = rgb(KINDS[index % KINDS.length]);
+  const turn = Math.floor(index / KINDS.length) % 4;
+  const [towards, share] = [[0, 0], [255, 0.38], [0, 0.36], [255, 0.62]][turn];
+  return `rgb(${base.map((value) => Math.round(value + (towards - value) * share)).join(" ")})`;
+}
+
+/**
+ * Black or white, whichever reads better on a colour.
+ * @param {[number, number, number]} colour
+ * @returns {"#000" | "#fff"}
+ */
+export function inkOn(colour) {
+  const [r, g, b] = colour.map((value) => ((value / 255 + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
+}

@@ -1,0 +1,3 @@
+// Placeholder.
+import { html } from "moeworks/parts";
+export function View() { return html`<p>…</p>`; }
