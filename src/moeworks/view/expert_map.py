@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -58,7 +59,7 @@ def expert_map(
     - weight: the mean share of a token's combine weight that it got; `chance` 1 / E.
     - specialisation: ln f(e | value) / f(e) of the label's value, see `moeworks.stats.specialisation`; `chance` is the
       mean of the layer's largest with the documents' values exchanged, and an expert `passes` where at most one in
-      twenty of these is as large. Experts that ran fewer than 100 times are null.
+      twenty of these is as large. Experts that ran fewer than 100 times, or never for the value, are null.
     - score: the scores' own; `chance` 0 where their test is of absolute scores, else null; `passes` as the scores say,
       null where they have no test.
 
@@ -105,7 +106,7 @@ def map_in_words(by: MapBy) -> str:
         "load": "share of the tokens for which an expert ran; chance: even use, k / E",
         "weight": "mean share of a token's combine weight that an expert got; chance: even use, 1 / E",
         "specialisation": "log ratio of an expert's share of this value's runs to its share of all runs, 0 is general "
-        "use; chance: the largest of the layer with the documents' values exchanged; - ran fewer than 100 times",
+        "use; chance: the largest of the layer with the documents' values exchanged; -: ran fewer than 100 times, or never for it",
         "score": "the scores' own number; chance: what no difference gives; passes: their false discovery rate",
     }[by]
 
@@ -160,9 +161,9 @@ def _by_specialisation(trace: Trace, label: str, value: str, where: Where, seed:
         for row in rows[layer]:
             for name, column in columns.items():
                 column[row["expert"]] = row[name]
-        passes = np.where(np.isnan(columns["p"]), None, columns["p"] <= _ALPHA)
-        found = (columns[name] for name in ("log_ratio", "chance", "low", "high"))
-        grids.append(_grid(trace, layer, *found, passes))
+        passes = [None if p != p else bool(p <= _ALPHA) for p in columns["p"].tolist()]
+        found, chance, low, high = (columns[name] for name in ("log_ratio", "chance", "low", "high"))
+        grids.append(_grid(trace, layer, found, chance, low, high, passes))
     return pa.concat_tables(grids)
 
 
@@ -183,26 +184,32 @@ def _by_score(trace: Trace, scores: Scores | None, where: Where) -> pa.Table:
     grids = []
     for layer, experts in layers_of(trace, where).items():
         at = np.array([place.get((layer, expert), -1) for expert in range(experts)])
-        columns = [np.where(at >= 0, scores.column(name)[at], np.nan) for name in ("score", "low", "high")]
+        found, low, high = (np.where(at >= 0, scores.column(name)[at], np.nan) for name in ("score", "low", "high"))
         chance = np.where((at >= 0) & (tested and header.tail == "both"), 0.0, np.nan)
-        passes = np.where((at >= 0) & tested, scores.column("passes")[at], None)
-        grids.append(_grid(trace, layer, columns[0], chance, *columns[1:], passes))
+        flags = scores.column("passes")[at].tolist()
+        passes = [bool(flag) if tested and row >= 0 else None for flag, row in zip(flags, at.tolist(), strict=True)]
+        grids.append(_grid(trace, layer, found, chance, low, high, passes))
     return pa.concat_tables(grids)
 
 
 def _grid(
-    trace: Trace, layer: int, value: Array, chance: Array, low: Array, high: Array, passes: Array | None = None
+    trace: Trace,
+    layer: int,
+    value: Array,
+    chance: Array,
+    low: Array,
+    high: Array,
+    passes: Sequence[bool | None] = (),
 ) -> pa.Table:
     """Return the rows of one layer from (E,) arrays; numbers that are not known become null."""
     experts, protected = len(value), protected_experts(trace)
     numbers = [pa.array(column, pa.float64(), from_pandas=True) for column in (value, chance, low, high)]
-    tests = [None] * experts if passes is None else [None if one is None else bool(one) for one in passes]
     return pa.Table.from_arrays(
         [
             pa.array(np.full(experts, layer), pa.int32()),
             pa.array(np.arange(experts), pa.int32()),
             *numbers,
-            pa.array(tests, pa.bool_()),
+            pa.array(passes or [None] * experts, pa.bool_()),
             pa.array([Address(layer, expert) in protected for expert in range(experts)], pa.bool_()),
         ],
         schema=MAP_COLUMNS,

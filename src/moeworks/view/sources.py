@@ -107,7 +107,7 @@ class Sources:
     def remove(self, id: str) -> None:
         """Take something off the page; its files stay."""
         with self._lock:
-            for group in (self._traces, self._scores, self._plans, *self._files.values()):
+            for group in self._groups().values():
                 if id in group:
                     del group[id]
                     del self._names[id]
@@ -136,11 +136,17 @@ class Sources:
 
     def ids(self, kind: Kind) -> list[str]:
         """Return the ids of one kind, in the order in which they were added."""
-        groups: dict[Kind, dict[str, Any]] = {
-            "trace": self._traces, "scores": self._scores, "plan": self._plans, **self._files,
-        }  # fmt: skip
         with self._lock:
-            return list(groups[kind])
+            return list(self._groups()[kind])
+
+    def _groups(self) -> dict[Kind, dict[str, Any]]:
+        return {
+            "trace": self._traces,
+            "scores": self._scores,
+            "plan": self._plans,
+            "study": self._files["study"],
+            "league": self._files["league"],
+        }
 
     def name(self, id: str) -> str:
         """Return what a person sees in place of an id."""
@@ -149,11 +155,13 @@ class Sources:
     def decoder(self, id: str) -> Decoder:
         """Return the decoder of a trace's tokens; one with a reason where there is no tokenizer."""
         model = self.trace(id).header.model
-        tokenizer = getattr(self.engine, "tokenizer", None)
-        if tokenizer is not None and model is not None and self.engine is not None:
-            if self.engine.identity.tokenizer_hash == model.tokenizer_hash:
-                key = ("engine's decoder", model.tokenizer_hash)
-                return KEPT.get(key, lambda: decoder_for(model, tokenizer=tokenizer))
+        if (
+            self.engine is not None
+            and model is not None
+            and self.engine.identity.tokenizer_hash == model.tokenizer_hash
+        ):
+            tokenizer = getattr(self.engine, "tokenizer", None)
+            return KEPT.get(("engine's decoder", model.tokenizer_hash), lambda: decoder_for(model, tokenizer=tokenizer))
         found = decoder_for(model)
         if found.reason and self._tokenizer is not None and model is not None:
             path, expected = str(self._tokenizer), model.tokenizer_hash
