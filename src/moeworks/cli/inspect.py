@@ -16,7 +16,7 @@ def command(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A model (`lab`, a local folder, a Hub id, `fake`) or a trace's folder.",
+            help="A model (`lab`, a local folder, a Hub id, `fake`), a trace's folder, or a profile of counts (.json).",
             show_default=False,
         ),
     ],
@@ -56,6 +56,10 @@ def command(
     wrong; then one number a layer (and label), with the level it has by chance and its interval from resampled
     documents; --json has all columns.
     """
+    if source.endswith(".json") and Path(source).is_file():
+        given = (engine, device, dtype, where, label, base, checkpoint, option, picture, what not in (None, "balance"))
+        _profile(source, any(given), seed=seed, json=json)
+        return
     traced = Path(source, "trace.json").is_file() or Path(source, "progress.json").is_file()
     if traced or what is not None:
         _refuse(source, engine=engine, device=device, dtype=dtype)
@@ -77,6 +81,25 @@ def command(
         print_json(found)
     else:
         print(found)
+
+
+def _profile(source: str, options: bool, *, seed: int, json: bool) -> None:
+    from moeworks.cli.output import print_json, print_table
+    from moeworks.errors import BadData
+    from moeworks.place.profile import load_profile
+    from moeworks.place.recorded import profile_balance
+    from moeworks.stats.diagnostics import DIAGNOSTICS, shown
+
+    if options:
+        raise BadData(f"{source} is a profile, counts without tokens: only its balance can be told, without options.")
+    profile = load_profile(source)
+    table = profile_balance(profile, seed=seed)
+    if json:
+        print_json({"what": "balance", "profile": source, "lacks": profile.lacks, "seed": seed,
+                    "rows": table.to_pylist()})  # fmt: skip
+        return
+    print_table(*shown("balance", table))
+    print(f"\n{DIAGNOSTICS['balance'].reading}.")
 
 
 def _refuse(source: str, **given: str) -> None:

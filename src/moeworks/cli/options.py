@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from moeworks.artefact import ModelIdentity
     from moeworks.engines.base import Engine
     from moeworks.plan import Plan
 
@@ -26,6 +27,7 @@ __all__ = [
     "TraceFolder",
     "command_line",
     "has_terminal",
+    "identity_like",
     "labels_of",
     "named_values",
     "one_of",
@@ -91,6 +93,18 @@ def named_values(words: list[str] | None) -> dict[str, Any]:
     return values
 
 
+def identity_like(like: str) -> ModelIdentity:
+    """Return the identity of a model, or of the model of a trace: what --like names."""
+    from moeworks.errors import BadData
+    from moeworks.trace import Trace
+
+    traced = Path(like, "trace.json").is_file()
+    model = Trace.open(like).header.model if traced else open_engine(like, "", device="", dtype="").identity
+    if model is None:
+        raise BadData(f"the trace {like} names no model; give a model, or a trace that does.")
+    return model
+
+
 def one_of(word: str, known: Sequence[str], name: str) -> str:
     """Return a word that an option may take, or say which ones it may."""
     from moeworks.errors import BadData, did_you_mean
@@ -122,8 +136,9 @@ def read_plan(path: Path | None) -> Plan | None:
     return load_plan(path)
 
 
-def open_engine(model: str, engine: str, *, device: str, dtype: str) -> Engine:
+def open_engine(model: str, engine: str, *, device: str, dtype: str, **more: Any) -> Engine:
     """Load a model; an option that was not given is left to the engine."""
     from moeworks.engines import load
 
-    return load(model, engine=engine, **{k: v for k, v in {"device": device, "dtype": dtype}.items() if v})
+    given = {"device": device, "dtype": dtype, **more}
+    return load(model, engine=engine, **{name: value for name, value in given.items() if value})

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moeworks.cli.options import Dtype, Json, TraceFolder, open_engine
+from moeworks.cli.options import Dtype, Json, TraceFolder, identity_like
 
 app = typer.Typer(name="trace", help="Look at traces, check, cut, join, import and export them.", no_args_is_help=True)
 
@@ -55,7 +55,7 @@ def _words(value: object) -> str:
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSONL of answers, CSV or Parquet.", show_default=False)
+        Path, typer.Argument(metavar="FILE", help="JSONL of answers, CSV, Parquet or .pt.", show_default=False)
     ],
     output: Output,
     like: Annotated[
@@ -65,28 +65,29 @@ def import_(
         ),
     ],
     format_: Annotated[
-        Literal["vllm", "sglang", "table"], typer.Option("--format", help="What wrote the file.", show_default=False)
+        Literal["vllm", "sglang", "sglang-recorder", "table"],
+        typer.Option("--format", help="What wrote the file.", show_default=False),
     ],
     version: Annotated[str, typer.Option("--engine-version", help="Of the engine, for the header.")] = "",
     dtype: Dtype = "",
     json: Json = False,
 ) -> None:
-    """Make a trace of what another engine wrote down of its routing: answers with routed experts, or a table.
+    """Make a trace of what another engine wrote down of its routing: answers with routed experts, a dump, or a table.
 
-    Answers of vLLM and SGLang hold experts and no weights; what needs weights says so.
+    Answers of vLLM and SGLang hold experts and no weights; what needs weights says so. sglang-recorder reads a dump of
+    SGLang's expert-distribution recorder in mode per_token (other modes: moeworks place profile).
     """
     from moeworks.artefact import EngineIdentity
     from moeworks.cli.output import print_json
-    from moeworks.trace import Trace
-    from moeworks.trace.importers import import_answers, import_table
+    from moeworks.trace.importers import import_answers, import_recorder, import_table
 
-    header = Path(like, "trace.json")
-    model = Trace.open(like).header.model if header.is_file() else open_engine(like, "", device="", dtype="").identity
-    assert model is not None
+    model = identity_like(like)
     if format_ == "table":
         trace = import_table(
             source, output, model=model, engine=EngineIdentity(name="table", version=version, dtype=dtype)
         )
+    elif format_ == "sglang-recorder":
+        trace = import_recorder(source, output, model=model, version=version, dtype=dtype)
     else:
         trace = import_answers(source, output, model=model, format=format_, version=version, dtype=dtype)
     if json:
@@ -95,6 +96,8 @@ def import_(
     print(f"{output}: {len(trace)} tokens of {trace.requests.num_rows} texts, {len(trace.layers)} layers.")
     if trace.header.lacks:
         print(f"Its source lacks {' and '.join(trace.header.lacks)}; those columns hold NaN.")
+    if unlinked := trace.header.settings.get("unlinked"):
+        print(f"{unlinked} tokens could not be told which text they go on; they have the label linked=no.")
 
 
 @app.command("verify")

@@ -13,6 +13,7 @@ from moeworks.errors import BadData
 from moeworks.place.curve import split_documents
 from moeworks.place.eplb import Placement, gpu_loads, imbalance, plain_placement, rebalance
 from moeworks.place.llep import least_loaded
+from moeworks.place.profile import Profile
 from moeworks.stats.counts import add_runs, layers_of
 from moeworks.stats.documents import draw_documents, percentiles
 from moeworks.where import Where
@@ -20,10 +21,11 @@ from moeworks.where import Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["GpuBalance", "balance_experts"]
+__all__ = ["GpuBalance", "balance_experts", "balance_profile"]
 
 Array = NDArray[Any]
 _NOISE_DRAWS = 200
+_OF_BATCHES = ("batch_plain", "batch_eplb", "batch_llep", "llep_moved", "llep_copies")
 
 
 @dataclass(frozen=True)
@@ -132,19 +134,13 @@ def balance_experts(
             add_runs(batches, batch[here], part.ids(layer), part.weights(layer))
             begin += len(part)
         plan: dict[str, Any] = {"replicas": experts + extra, "gpus": gpus, "groups": used_groups, "nodes": nodes}
-        placement = rebalance(runs[-1:], **plan)
+        line, placement = _compare(runs[:-1], runs[-1], plan, bootstrap, seed)
         placements[layer] = placement
         plain = plain_placement(1, experts, gpus)
-        fitted = rebalance(runs[:-1].sum(0, keepdims=True), **plan)
         least = [least_loaded(one, gpus=gpus, alpha=alpha, fewest=fewest, threshold=threshold) for one in batches]
-        line: dict[str, Any] = {"layer": layer}
-        for name, one in (("plain", plain), ("eplb", placement)):
-            value, low, high = _with_interval(runs[:-1], one, bootstrap, seed)
-            line |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        picks = int(runs[:-1].sum())
-        line |= {
-            "fitted": float(imbalance(gpu_loads(runs[:-1].sum(0)[None], fitted))[0]),
-            "chance": _even(picks, gpus, seed),
+        line = {
+            "layer": layer,
+            **line,
             "batch_plain": float(imbalance(gpu_loads(batches[:, None], plain)).mean()),
             "batch_eplb": float(imbalance(gpu_loads(batches[:, None], placement)).mean()),
             "batch_llep": float(np.mean([imbalance(one.loads) for one in least])),
@@ -165,6 +161,75 @@ def balance_experts(
         calibration_documents=len(learned),
         tokens=len(tokens),
     )
+
+
+def balance_profile(
+    profile: Profile,
+    *,
+    gpus: int,
+    extra: int = 0,
+    groups: int | None = None,
+    nodes: int = 1,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> GpuBalance:
+    """Return the same of a profile with blocks of forward passes: the first half places, the second is measured.
+
+    Columns of batches are NaN: a profile keeps no batch.
+
+    Raises:
+        BadData: the profile has fewer than two blocks, or numbers that do not divide.
+    """
+    lines, placements = [], {}
+    used_groups = 1
+    measured = learned = tokens = 0
+    for layer in profile.layers:
+        blocks = np.array(layer.blocks, np.float64)  # (b, E)
+        if len(blocks) < 2:
+            raise BadData(
+                f"layer {layer.layer} of this profile has {len(blocks)} blocks of passes; a placement is measured on "
+                "others than it is made from, which needs two. Measure it on a trace."
+            )
+        shape = next((one for one in (profile.model.layers if profile.model else ()) if one.layer == layer.layer), None)
+        contract = shape.contract if shape is not None else None
+        used_groups = groups if groups is not None else (contract.groups if contract is not None else 1)
+        learned = len(blocks) // 2
+        measured = len(blocks) - learned
+        plan: dict[str, Any] = {"replicas": layer.experts + extra, "gpus": gpus, "groups": used_groups, "nodes": nodes}
+        line, placements[layer.layer] = _compare(blocks[learned:], blocks[:learned].sum(0), plan, bootstrap, seed)
+        tokens = round(blocks[learned:].sum() / layer.top_k)
+        lines.append({"layer": layer.layer, **line, **dict.fromkeys(_OF_BATCHES, float("nan"))})
+    return GpuBalance(
+        table=pa.Table.from_pylist(lines),
+        placements=placements,
+        gpus=gpus,
+        slots=max(layer.experts for layer in profile.layers) + extra,
+        groups=used_groups,
+        nodes=nodes,
+        batch_tokens=0,
+        batches=0,
+        documents=measured,
+        calibration_documents=learned,
+        tokens=tokens,
+    )
+
+
+def _compare(
+    runs: Array, learned: Array, plan: dict[str, Any], bootstrap: int, seed: int
+) -> tuple[dict[str, Any], Placement]:
+    """Return columns of one layer and EPLB's placement: measured runs (d, E), those it was made from (E,)."""
+    placement = rebalance(learned[None], **plan)
+    plain = plain_placement(1, len(learned), plan["gpus"])
+    fitted = rebalance(runs.sum(0, keepdims=True), **plan)
+    line: dict[str, Any] = {}
+    for name, one in (("plain", plain), ("eplb", placement)):
+        value, low, high = _with_interval(runs, one, bootstrap, seed)
+        line |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    line |= {
+        "fitted": float(imbalance(gpu_loads(runs.sum(0)[None], fitted))[0]),
+        "chance": _even(int(runs.sum()), plan["gpus"], seed),
+    }
+    return line, placement
 
 
 def _with_interval(runs: Array, placement: Placement, bootstrap: int, seed: int) -> tuple[float, float, float]:

@@ -34,12 +34,12 @@ class _Frozen(BaseModel):
 class PhaseProfile(_Frozen):
     """One layer in one phase."""
 
-    phase: Phase
+    phase: Phase | Literal["any"] = Field(description="any: the source did not tell phases apart")
     tokens: int = Field(ge=0, description="tokens counted")
     runs: tuple[int, ...] = Field(description="how often each expert ran, (E,)")
     reuse: tuple[int, ...] = Field(
         description="uses of an expert by the tokens since its last use in the same text: up to 1, 2, 4 … 1024 tokens, "
-        "and later"
+        "and later; empty where the source has no order"
     )
     first: int = Field(ge=0, description="uses of an expert that are its first in their text")
 
@@ -52,11 +52,23 @@ class LayerProfile(_Frozen):
     top_k: int
     phases: tuple[PhaseProfile, ...]
     together: tuple[tuple[int, ...], ...] = Field(
-        description="tokens for which both experts ran, (E, E), over all phases; its diagonal is the runs"
+        description="tokens for which both experts ran, (E, E), over all phases; its diagonal is the runs; empty where "
+        "the source has counts alone"
+    )
+    blocks: tuple[tuple[int, ...], ...] = Field(
+        (),
+        description="runs in groups of neighbouring forward passes, (blocks, E), where the source has passes in place "
+        "of documents: the unit of uncertainty",
     )
 
     def runs(self, phase: Phase | None = None) -> Array:
-        """Return how often each expert ran, (E,) int64, in one phase or in all."""
+        """Return how often each expert ran, (E,) int64, in one phase or in all.
+
+        Raises:
+            BadData: the source did not tell phases apart.
+        """
+        if phase is not None and any(one.phase == "any" for one in self.phases):
+            raise BadData(f"this profile does not tell phases apart; leave out the phase '{phase}'.")
         counted = [np.array(one.runs) for one in self.phases if phase is None or one.phase == phase]
         return np.asarray(np.sum(counted, axis=0, dtype=np.int64)) if counted else np.zeros(self.experts, np.int64)
 
@@ -67,7 +79,8 @@ class Profile(Header):
     format: Literal["moeworks.profile"] = "moeworks.profile"
     version: Literal[1] = 1
     where: Where = Field(Where(), description="tokens and layers that were counted")
-    documents: int = Field(ge=0, description="documents with counted tokens")
+    documents: int = Field(ge=0, description="documents with counted tokens; 0 where the source does not tell")
+    lacks: tuple[str, ...] = Field((), description="what the source of the counts did not tell")
     layers: tuple[LayerProfile, ...]
 
     def counts(self, phase: Phase | None = None) -> dict[int, Array]:
@@ -143,7 +156,8 @@ def load_profile(path: str | Path) -> Profile:
     except ValidationError as error:
         raise BadData(f"{path} is altered: {problems_of(error)}.") from None
     for layer in profile.layers:
-        if any(len(one.runs) != layer.experts for one in layer.phases) or len(layer.together) != layer.experts:
+        rows = (*(one.runs for one in layer.phases), *layer.together, *layer.blocks)
+        if any(len(row) != layer.experts for row in rows) or len(layer.together) not in (0, layer.experts):
             raise BadData(f"{path} is altered: layer {layer.layer} has other numbers of experts than it says.")
     return profile
 

@@ -20,7 +20,7 @@ from moeworks.where import PHASES, Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["Balance", "balance", "balance_of", "coverage", "load"]
+__all__ = ["Balance", "balance", "balance_of", "coverage", "describe_balance", "load"]
 
 Array = NDArray[Any]
 ENOUGH = 1000  # picks an expert would have under even use; with fewer, none can be called dead
@@ -164,27 +164,42 @@ def _lines(
     losses = _aux_losses(trace, where, {layer: runs.sum(0) for layer, runs in by_block.items()}, tokens)
     lines: dict[int, dict[str, Any]] = {}
     for layer, runs in by_block.items():
-        total = runs.sum(0)
-        found, k, experts = balance_of(total), trace.header.shape_of(layer).top_k, len(total)
-        null = [balance_of(one) for one in even_loads(tokens, k, experts, seed=seed)]
-        drawn = [
-            balance_of(one)
-            for weights in draw_documents(len(runs), samples=bootstrap, seed=seed)
-            for one in weights @ runs
-        ]
-        line: dict[str, Any] = {"tokens": tokens, **asdict(found)}
-        for name in _WITH_INTERVAL:
-            samples = np.array([getattr(one, name) for one in drawn])
-            low, high = percentiles(samples, len(runs), centre=getattr(found, name))
-            ends = {f"{name}_low": max(float(low), 0.0), f"{name}_high": float(high)} if low == low else {}
-            chance = float(np.mean([getattr(one, name) for one in null]))
-            line |= {f"{name}_low": float(low), f"{name}_high": float(high), **ends, f"{name}_chance": chance}
-        for name, part in (("top_1", 0.01), ("top_5", 0.05), ("top_10", 0.1)):
-            line[f"{name}_chance"] = max(1, round(part * experts)) / experts
-        enough = tokens * k / experts >= ENOUGH
-        line["starved"] = int((total < tau * total.sum() / experts).sum()) if enough else None
+        line = describe_balance(
+            runs, tokens=tokens, top_k=trace.header.shape_of(layer).top_k, tau=tau, bootstrap=bootstrap, seed=seed
+        )
         lines[layer] = {**line, **batches[layer], "aux_loss": losses[layer]}
     return lines
+
+
+def describe_balance(
+    runs: Array, *, tokens: int, top_k: int, tau: float = 0.01, bootstrap: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """Return the balance of one layer with its chance and intervals from resampled blocks, as columns of `balance`.
+
+    Args:
+        runs: (blocks, E) how often each expert ran in each block of documents.
+        tokens: how many tokens these are.
+        top_k: experts of a token.
+        tau, bootstrap, seed: as of `balance`.
+    """
+    total = runs.sum(0)
+    found, experts = balance_of(total), len(total)
+    null = [balance_of(one) for one in even_loads(tokens, top_k, experts, seed=seed)]
+    drawn = [
+        balance_of(one) for weights in draw_documents(len(runs), samples=bootstrap, seed=seed) for one in weights @ runs
+    ]
+    line: dict[str, Any] = {"tokens": tokens, **asdict(found)}
+    for name in _WITH_INTERVAL:
+        samples = np.array([getattr(one, name) for one in drawn])
+        low, high = percentiles(samples, len(runs), centre=getattr(found, name))
+        ends = {f"{name}_low": max(float(low), 0.0), f"{name}_high": float(high)} if low == low else {}
+        chance = float(np.mean([getattr(one, name) for one in null]))
+        line |= {f"{name}_low": float(low), f"{name}_high": float(high), **ends, f"{name}_chance": chance}
+    for name, part in (("top_1", 0.01), ("top_5", 0.05), ("top_10", 0.1)):
+        line[f"{name}_chance"] = max(1, round(part * experts)) / experts
+    enough = tokens * top_k / experts >= ENOUGH
+    line["starved"] = int((total < tau * total.sum() / experts).sum()) if enough else None
+    return line
 
 
 def _count(trace: Trace, where: Where, most_blocks: int, seed: int) -> tuple[int, dict[int, Array]]:

@@ -12,7 +12,10 @@ from moeworks.cli.place.options import PhaseName, TraceFolder, WhereClause, clau
 
 
 def command(
-    trace: TraceFolder,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A trace's folder, or a profile of recorded counts.", show_default=False),
+    ],
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that experts are spread over.", show_default=False)],
     extra: Annotated[int, typer.Option("--extra", min=0, help="Slots beyond one an expert, over all GPUs.")] = 0,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines.")] = 1,
@@ -41,15 +44,24 @@ def command(
 ) -> None:
     """Measure GPU imbalance (largest / mean load) as experts stand, with EPLB's copies, and with LLEP batch by batch.
 
-    EPLB sees half of the documents; the others are measured.
+    EPLB sees half of the documents; the others are measured. Of a profile (place profile) with recorded forward passes
+    it sees the first half of them, and there are no batches to measure.
     """
     from moeworks.cli.output import print_json, print_table
-    from moeworks.place.balance import balance_experts
+    from moeworks.errors import BadData
+    from moeworks.place.balance import balance_experts, balance_profile
 
-    found = balance_experts(
-        open_trace(trace), gpus=gpus, extra=extra, groups=groups, nodes=nodes, where=clause(where, phase),
+    if source.is_dir():
+        found = balance_experts(
+        open_trace(source), gpus=gpus, extra=extra, groups=groups, nodes=nodes, where=clause(where, phase),
         batch_tokens=batch_tokens, alpha=alpha, fewest=fewest, threshold=threshold, seed=seed,
     )  # fmt: skip
+    else:
+        from moeworks.place.profile import load_profile
+
+        if where or phase:
+            raise BadData("--where and --phase select tokens of a trace; a profile has none any more.")
+        found = balance_profile(load_profile(source), gpus=gpus, extra=extra, groups=groups, nodes=nodes, seed=seed)
     if output is not None:
         from moeworks.place.exports import export_placement
 
@@ -67,16 +79,20 @@ def command(
                     shown(row[name])
                     for name in ("fitted", "chance", "batch_plain", "batch_eplb", "batch_llep", "llep_moved")
                 ),
-                f"{row['llep_copies']:.1f}",
+                f"{row['llep_copies']:.1f}" if found.batches else "-",
             ]
             for row in found.table.to_pylist()
         ],
     )
+    unit = "documents" if found.batches else "blocks of forward passes"
+    batches = (
+        f"; batches of {found.batch_tokens} tokens ({found.batches}); moved: LLEP's share of tokens, copies: weights "
+        "it sends a batch"
+    )
     print(
-        f"\nLargest / mean load of {gpus} GPUs, 1 is even; eplb: placed by {found.calibration_documents} other "
-        f"documents, fitted: by the {found.documents} measured ones themselves, chance: an even router; batches of "
-        f"{found.batch_tokens} tokens ({found.batches}); moved: LLEP's share of tokens, copies: weights it sends "
-        "a batch."
+        f"\nLargest / mean load of {gpus} GPUs, 1 is even; eplb: placed by {found.calibration_documents} other {unit}, "
+        f"fitted: by the {found.documents} measured ones themselves, chance: an even router"
+        f"{batches if found.batches else ''}."
     )
 
 

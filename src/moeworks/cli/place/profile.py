@@ -7,20 +7,52 @@ from typing import Annotated, Literal
 
 import typer
 
-from moeworks.cli.options import Json, command_line
-from moeworks.cli.place.options import PhaseName, TraceFolder, WhereClause, clause, open_trace
+from moeworks.cli.options import Json, command_line, identity_like
+from moeworks.cli.place.options import PhaseName, WhereClause, clause, open_trace
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)]
 
 
 def command(
-    trace: TraceFolder, output: Output, where: WhereClause = "", phase: PhaseName = None, json: Json = False
+    source: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A trace's folder, or dumps (.pt) of counts by SGLang's expert-distribution recorder.",
+            show_default=False,
+        ),
+    ],
+    output: Output,
+    where: WhereClause = "",
+    phase: PhaseName = None,
+    like: Annotated[
+        str,
+        typer.Option(
+            "--like", metavar="MODEL|TRACE", help="Of dumps: the model, or a trace of it.", show_default=False
+        ),
+    ] = "",
+    json: Json = False,
 ) -> None:
-    """Write how hot each expert is by phase, what runs together and how soon experts are used again, as JSON."""
+    """Write how hot each expert is by phase, what runs together and how soon experts are used again, as JSON.
+
+    Of dumps of counts only how hot experts are; several files of mode per_pass, one a rank, are added up.
+    """
     from moeworks.cli.output import print_json
+    from moeworks.errors import BadData
     from moeworks.place.profile import profile_trace, save_profile
 
-    found = profile_trace(open_trace(trace), where=clause(where, phase), command=command_line())
+    if source[0].is_dir():
+        if len(source) > 1 or like:
+            raise BadData("a profile is made of one trace, which knows its model; join traces with trace concat.")
+        found = profile_trace(open_trace(source[0]), where=clause(where, phase), command=command_line())
+    else:
+        from moeworks.place.recorded import profile_recorded
+
+        if not like:
+            raise BadData(f"{source[0]} does not say whose counts it holds; name the model, or a trace of it: --like.")
+        if where or phase:
+            raise BadData("--where and --phase select tokens of a trace; a dump of counts has none.")
+        found = profile_recorded(source, model=identity_like(like), command=command_line())
     save_profile(found, output)
     facts = {
         "path": str(output),
@@ -32,6 +64,10 @@ def command(
         print_json(facts)
         return
     tokens = ", ".join(f"{one.tokens:,} {one.phase}" for one in found.layers[0].phases)
+    if found.lacks:
+        print(f"{output}: {len(found.layers)} layers, {found.layers[0].phases[0].tokens:,} tokens (runs / k).")
+        print(f"Its source lacks {', '.join(found.lacks[:-1])} and {found.lacks[-1]}.")
+        return
     print(f"{output}: {len(found.layers)} layers, {tokens} tokens of {found.documents} documents.")
 
 
