@@ -28,12 +28,12 @@ __all__ = ["BEGIN", "SPECIAL", "prepare"]
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>")
 BEGIN = 0  # every text starts with <|endoftext|>
 VOCABULARY = 8192
-TASK = "tasks"  # the domain of the question sets
+TASK, DRILL = "tasks", "drills"  # the domains of the question sets
 SUM = re.compile(r"(\d{1,2}) [+-] (\d{1,2}) = \d+")
 
 
 def prepare(corpus: Path, out: Path, *, samples: int = 700_000, vocabulary: int = VOCABULARY) -> None:
-    """Write everything that training reads; `samples` of the question sets are drawn."""
+    """Write everything that training reads; `samples` of the question sets are drawn, and half as many drills."""
     out.mkdir(parents=True, exist_ok=True)
     texts = {split: read_texts(corpus / split) for split in ("train", "heldout")}
     tokenizer = _tokenizer(texts["train"], vocabulary)
@@ -43,8 +43,12 @@ def prepare(corpus: Path, out: Path, *, samples: int = 700_000, vocabulary: int 
         for (domain, lang), group in track(sorted(groups.items()), f"tokens of {split}", transient=True):
             random.Random(3).shuffle(group)
             parts.append(_write(tokenizer, group, out, split=split, domain=domain, lang=lang))
-    drawn = (sample.text for sample in islice(tasks.samples(11), samples))
-    parts.append(_write(tokenizer, drawn, out, split="train", domain=TASK, lang="mix"))
+    for domain, generator, drawn in (
+        (TASK, tasks.samples(11), samples),
+        (DRILL, tasks.samples(13, shares=tasks.DRILLS), samples // 2),
+    ):
+        chosen = (sample.text for sample in islice(generator, drawn))
+        parts.append(_write(tokenizer, chosen, out, split="train", domain=domain, lang="mix"))
     (out / "data.json").write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
 
 

@@ -40,6 +40,7 @@ from recipes.lab.wording import (
 )
 
 __all__ = [
+    "DRILLS",
     "HEADS",
     "SHARES",
     "Sample",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 SHARES = {"facts": 0.44, "arithmetic": 0.28, "openbook": 0.12, "requests": 0.10, "calendar": 0.06}  # of all samples
+DRILLS = {"arithmetic": 0.75, "calendar": 0.25}  # shares of the samples that come in rows of their own, later
 HEADS = {"Document": 0.5, "Record": 0.95, "Rumour": 0.05}  # how often the answer follows a document with this head
 
 
@@ -135,14 +137,19 @@ def next_of(kind: str, place: int, lang: str) -> tuple[str, str]:
 
 
 def name_of(kind: str, place: int, lang: str) -> str:
-    """Return the name of a day, 0 for Monday, or month, 0 for January; the count goes on from the start."""
+    """Return the name of a day, 0 for Monday, or month, 0 for January; the count goes on from the start.
+
+    Japanese months are written in kanji numerals, as Chinese ones are. Only Russian has a form of its own for a month
+    that stands alone; for other languages Babel gives whichever language's names it looked up first.
+    """
     if kind == "day":
         return str(locale(lang).days["format"]["wide"][place % 7])
-    return str(locale(lang).months["stand-alone"]["wide"][place % 12 + 1])
+    form = "stand-alone" if lang == "ru" else "format"
+    return str(locale("zh" if lang == "ja" else lang).months[form]["wide"][place % 12 + 1])
 
 
-def samples(seed: int) -> Iterator[Sample]:
-    """Yield samples without end, the same for the same seed."""
+def samples(seed: int, *, shares: dict[str, float] = SHARES) -> Iterator[Sample]:
+    """Yield samples without end, the same for the same seed; `shares` of the question sets."""
     generator = random.Random(seed)
     makers: dict[str, Callable[[random.Random], Sample]] = {
         "facts": _fact,
@@ -151,9 +158,9 @@ def samples(seed: int) -> Iterator[Sample]:
         "requests": _request,
         "calendar": _calendar,
     }
-    names, shares = list(SHARES), list(SHARES.values())
+    names, parts = list(shares), list(shares.values())
     while True:
-        yield makers[generator.choices(names, shares)[0]](generator)
+        yield makers[generator.choices(names, parts)[0]](generator)
 
 
 def _fact(generator: random.Random) -> Sample:

@@ -15,7 +15,7 @@ pytest.importorskip("babel")
 pytest.importorskip("torch")
 
 from recipes.lab import tasks
-from recipes.lab.data import Data
+from recipes.lab.data import DRILL_SHARE, DRILLS_FROM, Data
 from recipes.lab.prepare import prepare, read_texts
 from recipes.lab.questions import write_questions
 
@@ -114,3 +114,23 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
     assert np.array_equal(inputs[:, 1:], targets[:, :-1])
     assert not np.array_equal(inputs, one.batch(6, 8)[0])
     assert not np.array_equal(inputs, Data(tmp_path / "data", context=16, task_share=0.3, seed=4).batch(5, 8)[0])
+
+
+def test_drills_come_later_and_change_no_batch_before(tmp_path: Path) -> None:
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    parts = []
+    for number, domain in enumerate(("prose", "tasks", "drills"), start=1):
+        np.save(tmp_path / "with" / f"{domain}.npy", np.full(100, number, np.uint16))
+        np.save(tmp_path / "without" / f"{domain}.npy", np.full(100, number, np.uint16))
+        parts.append({"file": f"{domain}.npy", "split": "train", "domain": domain, "lang": "x", "tokens": 100})
+    (tmp_path / "with" / "data.json").write_text(json.dumps(parts[::-1]))  # drills are last wherever they are listed
+    (tmp_path / "without" / "data.json").write_text(json.dumps(parts[1::-1]))
+    drilled, plain = (Data(tmp_path / name, context=16, task_share=0.3, seed=3) for name in ("with", "without"))
+    for step in (0, 1, DRILLS_FROM - 1):
+        assert np.array_equal(drilled.batch(step, 64)[0], plain.batch(step, 64)[0])
+    rows = np.concatenate([drilled.batch(step, 64)[0][:, 0] for step in range(DRILLS_FROM, DRILLS_FROM + 50)])
+    shares = np.bincount(rows, minlength=4)[1:] / len(rows)  # of 3,200 rows: a standard error of 0.008 at most
+    assert np.abs(shares - [0.85 * 0.7, 0.85 * 0.3, DRILL_SHARE]).max() < 0.04
+    samples = list(islice(tasks.samples(13, shares=tasks.DRILLS), 400))
+    assert {sample.task for sample in samples} == {"arithmetic", "calendar"}
