@@ -106,7 +106,8 @@ def map_in_words(by: MapBy) -> str:
         "load": "share of the tokens for which an expert ran; chance: even use, k / E",
         "weight": "mean share of a token's combine weight that an expert got; chance: even use, 1 / E",
         "specialisation": "log ratio of an expert's share of this value's runs to its share of all runs, 0 is general "
-        "use; chance: the largest of the layer with the documents' values exchanged; -: ran fewer than 100 times, or never for it",
+        "use; chance: the largest of the layer with the documents' values exchanged; -: ran fewer than 100 times, or "
+        "never for it",
         "score": "the scores' own number; chance: what no difference gives; passes: their false discovery rate",
     }[by]
 

@@ -113,7 +113,8 @@ def _repaired(data: Array, ends: Array, edges: Array) -> tuple[Array, Array]:
     first, last = np.array(broken).T
     size = np.full(len(data), 1)
     cut = np.zeros(len(data) + 1, np.int64)
-    cut[first], cut[last] = cut[first] + 1, cut[last] - 1
+    np.add.at(cut, first, 1)
+    np.add.at(cut, last, -1)  # one range may begin where another ends
     size[np.cumsum(cut[:-1]) > 0] = 0
     size[last - 1] = len(_REPLACEMENT)  # the character belongs to the token with its last byte
     place = np.append(0, np.cumsum(size))  # (b + 1,)
