@@ -103,14 +103,10 @@ def _behind(app: Any, *, door: Any) -> Any:
 
 def _stripped(models: Any, chat: Any, text: Any) -> FastAPI:
     """Return transformers' app without what loads other models, and with errors in OpenAI's form."""
-    from fastapi import HTTPException, Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-    from starlette.exceptions import HTTPException as StarletteError
     from transformers.cli.serving.server import build_server
     from transformers.cli.serving.utils import GenerationState
 
-    from moeworks.serve.errors import Refused, error_response, refusal
+    from moeworks.serve.errors import add_handlers
     from moeworks.serve.fields import ChatFields, CompletionFields
 
     app: FastAPI = build_server(models, chat, text, None, None, None, GenerationState())
@@ -121,25 +117,7 @@ def _stripped(models: Any, chat: Any, text: Any) -> FastAPI:
         schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
         found.openapi_extra = {"requestBody": {"content": {"application/json": {"schema": _inlined(schema)}}}}
 
-    async def refused(request: Request, error: Exception) -> JSONResponse:
-        found = refusal(error)
-        return error_response(found.status, found.message)
-
-    async def http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, StarletteError)
-        return error_response(error.status_code, f"{str(error.detail).rstrip('.')}.")
-
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:20]]
-        return error_response(400, f"{'; '.join(problems)[:2000]}.")
-
-    app.add_exception_handler(Exception, refused)
-    app.add_exception_handler(MoeworksError, refused)
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(StarletteError, http)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
+    add_handlers(app)
     return app
 
 

@@ -55,6 +55,8 @@ class Door:
 
     def __init__(self, app: Any, *, limits: Limits, key: str = "") -> None:
         self.app = app
+        self.public: Callable[[str], bool] = PUBLIC.__contains__  # paths that need no key
+        self.works: tuple[str, ...] = ("/v1/",)  # where a POST is work: counted, and ended when the server stops
         self.limits = limits
         self.key = key.encode()
         self.stopping = False
@@ -95,7 +97,7 @@ class Door:
 
         path = scope["path"]
         if path not in PUBLIC:
-            if not self._knows_key(scope):
+            if not self.public(path) and not self._knows_key(scope):
                 await refuse(401, "this server wants its key: send the header `Authorization: Bearer KEY`.")
                 return
             if self.stopping:
@@ -113,7 +115,7 @@ class Door:
         if scope["method"] == "POST" and (problem := problem_of(body)):
             await refuse(400, problem)
             return
-        works = path.startswith("/v1/") and scope["method"] == "POST"
+        works = path.startswith(self.works) and scope["method"] == "POST"
         if works and len(self.tickets) >= self.limits.waiting:
             await refuse(503, f"{self.limits.waiting} requests are waiting already; ask again later.")
             return

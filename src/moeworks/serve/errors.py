@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteError
 
 from moeworks.errors import MoeworksError
 from moeworks.serve.plans import UnknownName
 
-__all__ = ["Refused", "error_body", "error_response", "refusal"]
+__all__ = ["Refused", "add_handlers", "error_body", "error_response", "refusal"]
 
 CODES = {
     400: "bad_request",
@@ -56,3 +59,27 @@ def error_response(status: int, message: str, *, headers: dict[str, str] | None 
     """Return an error as an answer; 503 says when to ask again."""
     headers = {**(headers or {}), **({"retry-after": "1"} if status == 503 else {})}
     return JSONResponse(error_body(status, message, **more), status_code=status, headers=headers)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Give every error of an app this form, those of the framework too."""
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        found = refusal(error)
+        return error_response(found.status, found.message)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, StarletteError)
+        return error_response(error.status_code, f"{str(error.detail).rstrip('.')}.")
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:20]]
+        return error_response(400, f"{'; '.join(problems)[:2000]}.")
+
+    app.add_exception_handler(Exception, refused)
+    app.add_exception_handler(MoeworksError, refused)
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(StarletteError, http)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)

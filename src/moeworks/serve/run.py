@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moeworks.plan import Plan
     from moeworks.serve.limits import Limits
 
-__all__ = ["KEY_VARIABLE", "open_model", "serve", "server_of"]
+__all__ = ["KEY_VARIABLE", "LOOPBACK", "bind", "open_model", "serve", "server_of"]
 
 KEY_VARIABLE = "MOEWORKS_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -75,13 +75,18 @@ def serve(
         raise BadData(
             f"{host} can be reached by others: give a key with --api-key or {KEY_VARIABLE}, or use 127.0.0.1."
         )
-    listening = _bind(host, port)
+    listening = bind(host, port)
     with listening:
         app = build_app(engine, plans, name=name, key=key, limits=limits, keep_traces=keep_traces)
         _serve(app, listening, host)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket on a port, 0 for a free one.
+
+    Raises:
+        MoeworksError: it cannot be had.
+    """
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -123,7 +128,7 @@ def server_of(app: Any, started: Callable[[], None] = lambda: None, **options: A
     """
     import uvicorn
 
-    door, grace = app.state.door, app.state.serving.limits.grace_seconds
+    door, grace = app.state.door, app.state.door.limits.grace_seconds
 
     class Server(uvicorn.Server):
         """Says when it is there, and takes no more requests while it stops."""

@@ -104,6 +104,10 @@ class Worker:
         self._thread.submit(self._work, work, ticket, emit)
         return events
 
+    def run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        """Queue other work on the engine, such as measuring a plan; no request runs until it is done."""
+        return asyncio.wrap_future(self._thread.submit(function, *arguments))
+
     def _work(self, work: Work, ticket: Ticket, emit: Callable[[Event], None]) -> None:
         try:
             for choice in range(len(work.prompts) * work.choices):
