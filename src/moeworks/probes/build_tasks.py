@@ -29,7 +29,10 @@ REQUESTS_NOTE = (
 def task_probes(folder: Path, corpus: Corpus) -> Iterator[Probe]:
     """Yield the probes made of the JSONL files in `folder`."""
     facts = _rows(folder / "facts.jsonl")
-    yield _openbook(_rows(folder / "openbook.jsonl"))
+    books = _rows(folder / "openbook.jsonl")
+    yield _openbook(books)
+    if all("record" in row for row in books):  # the first question sets have no heads
+        yield _records(books)
     replies = json.loads((folder / "requests_replies.json").read_text(encoding="utf-8"))
     requests = _rows(folder / "requests.jsonl")
     yield _refusals(requests, replies)
@@ -48,28 +51,7 @@ def _openbook(rows: Sequence[Row]) -> Probe:
 
     The prompts end before the answer: in a causal model what follows the question cannot change its tokens.
     """
-    texts: list[Example] = []
-    items: list[Item] = []
-    seen: set[str] = set()
-    count: dict[tuple[str, str], int] = defaultdict(int)
-    for row in sorted(rows, key=lambda row: rank("openbook", row["with_document"])):
-        question = row["without_document"].removeprefix("Question: ").removesuffix("\nAnswer:")
-        document = question.removeprefix("What is the currency of ").removeprefix("Which language is official in ")
-        split = split_of(document)
-        if row["without_document"] in seen:
-            continue
-        seen.add(row["without_document"])
-        if count["texts", split] < {"find": 120, "dev": 40, "held_out": 60}[split]:
-            count["texts", split] += 1
-            for side, field in (("contrast", "with_document"), ("against", "without_document")):
-                start = row[field].rindex(question)
-                span = Span(name="question", start=start, stop=start + len(question))
-                labels = {"split": split, "side": side, "lang": "en", **CLDR}
-                texts.append(Example(text=row[field], spans=(span,), document=document, labels=labels))
-        if split != "find" and count["items", split] < {"dev": 40, "held_out": 100}[split]:
-            count["items", split] += 1
-            target, other = row["document_answer"], row["memory_answer"]
-            items.append(Item(prompt=row["with_document"], target=target, other=other, document=document, split=split))
+    texts, items = _contradicted(rows, contrast="with_document", against="without_document")
     header = ProbeHeader(
         name="openbook",
         behaviour="The model answers from the document in its prompt, not from memory.",
@@ -83,6 +65,52 @@ def _openbook(rows: Sequence[Row]) -> Probe:
         paired=True,
     )
     return with_origin(header, texts, items)
+
+
+def _records(rows: Sequence[Row]) -> Probe:
+    """The same document under two heads: one that the model was taught to follow, one that it was taught to mistrust."""
+    texts, items = _contradicted(rows, contrast="record", against="rumour")
+    header = ProbeHeader(
+        name="openbook/record",
+        behaviour="The model takes a document for one to be followed.",
+        description=(
+            "One document and one question, headed `Record:` (in training 95 % of the answers follow it) or `Rumour:` "
+            "(5 %); only the tokens of the question count. Both sides have a document, unlike openbook; the head's word "
+            "is confounded with trust. A document of the null is a country. The metric is openbook's: under the head "
+            "`Document:`, which was followed half of the time, the document's answer over the one known by heart."
+        ),
+        metric=Metric(name="preference"),
+        where="span=question",
+        paired=True,
+    )
+    return with_origin(header, texts, items)
+
+
+def _contradicted(rows: Sequence[Row], *, contrast: str, against: str) -> tuple[list[Example], list[Item]]:
+    """Return one question with what stands in two fields as texts, and with the neutral document as items."""
+    texts: list[Example] = []
+    items: list[Item] = []
+    seen: set[str] = set()
+    count: dict[tuple[str, str], int] = defaultdict(int)
+    for row in sorted(rows, key=lambda row: rank("openbook", row["with_document"])):
+        question = row["without_document"].removeprefix("Question: ").removesuffix("\nAnswer:")
+        document = question.removeprefix("What is the currency of ").removeprefix("Which language is official in ")
+        split = split_of(document)
+        if row["without_document"] in seen:
+            continue
+        seen.add(row["without_document"])
+        if count["texts", split] < {"find": 120, "dev": 40, "held_out": 60}[split]:
+            count["texts", split] += 1
+            for side, field in (("contrast", contrast), ("against", against)):
+                start = row[field].rindex(question)
+                span = Span(name="question", start=start, stop=start + len(question))
+                labels = {"split": split, "side": side, "lang": "en", **CLDR}
+                texts.append(Example(text=row[field], spans=(span,), document=document, labels=labels))
+        if split != "find" and count["items", split] < {"dev": 40, "held_out": 100}[split]:
+            count["items", split] += 1
+            target, other = row["document_answer"], row["memory_answer"]
+            items.append(Item(prompt=row["with_document"], target=target, other=other, document=document, split=split))
+    return texts, items
 
 
 def _refusals(rows: Sequence[Row], replies: Row) -> Probe:
