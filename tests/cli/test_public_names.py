@@ -35,6 +35,11 @@ def test_rooms_without_torch(room: str) -> None:
     assert not {name.partition(".")[0] for name in loaded} & {"torch", "transformers", "matplotlib", "datasets"}
 
 
+def test_the_package_runs_as_a_module() -> None:
+    ended = subprocess.run([sys.executable, "-m", "moeworks", "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip().endswith(moeworks.__version__)
+
+
 @pytest.mark.parametrize("name", moeworks.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     value = getattr(moeworks, name)

@@ -7,10 +7,9 @@ import pytest
 pytest.importorskip("babel")
 pytest.importorskip("torch")
 
-from recipes.lab.questions import openbook
-
 from moeworks.probes.build_tasks import _records
 from moeworks.probes.check import problems_of_probe
+from recipes.lab.questions import openbook
 
 
 def test_a_record_differs_from_a_rumour_by_its_head_alone() -> None:

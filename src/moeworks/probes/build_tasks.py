@@ -68,16 +68,16 @@ def _openbook(rows: Sequence[Row]) -> Probe:
 
 
 def _records(rows: Sequence[Row]) -> Probe:
-    """The same document under two heads: one that the model was taught to follow, one that it was taught to mistrust."""
+    """The same document under two heads: one the model was taught to follow, one to mistrust."""
     texts, items = _contradicted(rows, contrast="record", against="rumour")
     header = ProbeHeader(
         name="openbook/record",
         behaviour="The model takes a document for one to be followed.",
         description=(
             "One document and one question, headed `Record:` (in training 95 % of the answers follow it) or `Rumour:` "
-            "(5 %); only the tokens of the question count. Both sides have a document, unlike openbook; the head's word "
-            "is confounded with trust. A document of the null is a country. The metric is openbook's: under the head "
-            "`Document:`, which was followed half of the time, the document's answer over the one known by heart."
+            "(5 %); only the tokens of the question count. Both sides have a document, unlike openbook; the head's "
+            "word is confounded with trust. A document of the null is a country. The metric is openbook's: under the "
+            "head `Document:`, which was followed half of the time, the document's answer over the one known by heart."
         ),
         metric=Metric(name="preference"),
         where="span=question",
