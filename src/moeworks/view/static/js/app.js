@@ -141,4 +141,6 @@ function remembered() {
 
 if (!isExport()) takeKey();
 hearKeys();
-render(html`<${Page} />`, document.getElementById("app"));
+const root = document.getElementById("app");
+root.replaceChildren();
+render(html`<${Page} />`, root);
