@@ -1,4 +1,4 @@
-/** A line chart over layers with intervals and chance levels, on canvas, whose every value can be reached by keyboard. */
+// A line chart over layers with intervals and chance levels, on canvas, whose every value can be reached by keyboard.
 
 import uPlot from "uplot";
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
@@ -137,7 +137,7 @@ export function Chart({ series, title, axis = "layer", theme = "", zero = false,
         style=${{ "--chart-height": `${height}px` }}
       ></div>
       <p class="chart-readout" aria-live=${keyed ? "polite" : "off"}>
-        ${told || html`<span class="dim">Point at the chart, or focus it and use the arrow keys, to read its values.</span>`}
+        ${told || html`<span class="quiet">Point at the chart, or focus it and use the arrow keys, to read its values.</span>`}
       </p>
       ${lines.length > 1 &&
       html`<ul class="chart-legend" aria-label="Lines">

@@ -1,7 +1,8 @@
-/** What is drawn on a chart's canvas: lines, points, intervals as whiskers or bands, chance levels dashed. */
+// What is drawn on a chart's canvas: lines, points, intervals as whiskers or bands, chance levels dashed.
 
-/** Okabe and Ito's colours, without yellow and black, which vanish on one of the two themes. */
-const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
+import { KINDS } from "moeworks/colours";
+
+const PALETTE = [0, 5, 2, 3, 4, 1].map((kind) => KINDS[kind]); // without yellow and grey: thin lines of them vanish
 const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
 const BANDS_FROM = 25; // values along the axis from which intervals are bands, since whiskers would run together
 const DODGE = 5; // pixels between the whiskers of two lines at the same place
@@ -23,9 +24,9 @@ export function readColours(element) {
   const style = getComputedStyle(element);
   const read = (/** @type {string} */ name, /** @type {string} */ otherwise) => style.getPropertyValue(name).trim() || otherwise;
   return {
-    ink: read("--chart-ink", "#555"),
-    grid: read("--chart-grid", "#ddd"),
-    paper: read("--chart-paper", "#fff"),
+    ink: read("--ink-2", "#595e66"),
+    grid: read("--line", "#dcdcd6"),
+    paper: read("--surface", "#ffffff"),
   };
 }
 

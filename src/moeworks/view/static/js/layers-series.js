@@ -1,9 +1,10 @@
-/** From the rows of a diagnostic to lines of a chart: which columns are numbers, their intervals and chance levels. */
+// From the rows of a diagnostic to lines of a chart: which columns are numbers, their intervals and chance levels.
 
 /** Columns that say what a row is about; all others are numbers of it. */
 const KEYS = new Set([
   "layer", "value", "phase", "segment", "expert", "chunk", "step", "factor", "group", "next_layer", "rank", "positions",
   "first", "second", "capacity", "relative", "policy", "layers", "last_layer",
+  "held", "share",
 ]);
 
 /** Columns that are kept in the table and not drawn. */

@@ -1,4 +1,4 @@
-/** Where two texts differ, piece by piece: the longest common sequence of their tokens, the rest marked. */
+// Where two texts differ, piece by piece: the longest common sequence of their tokens, the rest marked.
 
 const MOST = 4_000_000; // cells of the table; beyond, only the common beginning counts as the same
 

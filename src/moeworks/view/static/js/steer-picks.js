@@ -1,4 +1,6 @@
-/** Which experts are to be turned how: addresses read and written, kept in the page's address, counted. */
+// Which experts are to be turned how: addresses read, kept in the page's address, counted.
+
+import { formatAddresses } from "moeworks/state";
 
 /** The five operations of this view, in the order in which they are shown. */
 export const OPERATIONS = [
@@ -19,7 +21,7 @@ const MOST = 100_000; // experts that one list may name; the largest models have
  * @returns {string[]} single addresses, each once, by layer and expert
  * @throws {Error} with one sentence on the first word that is no address
  */
-export function parseAddresses(text) {
+export function readAddresses(text) {
   /** @type {Map<string, [number, number]>} */
   const found = new Map();
   for (const word of text.split(/[,;\s]+/).filter(Boolean)) {
@@ -33,21 +35,6 @@ export function parseAddresses(text) {
     for (let expert = first; expert <= last; expert += 1) found.set(`L${layer}.E${expert}`, [layer, expert]);
   }
   return sorted([...found.values()]).map(([layer, expert]) => `L${layer}.E${expert}`);
-}
-
-/**
- * Write addresses as short as they can be: neighbours of one layer become a range.
- * @param {string[]} addresses
- * @returns {string} such as `L1.E3,L4.E0-2`; empty of none
- */
-export function formatAddresses(addresses) {
-  const runs = [];
-  for (const [layer, expert] of sorted(addresses.map(numbers))) {
-    const run = runs.at(-1);
-    if (run && run[0] === layer && run[2] === expert - 1) run[2] = expert;
-    else if (!(run && run[0] === layer && run[2] === expert)) runs.push([layer, expert, expert]);
-  }
-  return runs.map(([layer, first, last]) => `L${layer}.E${first}${last > first ? `-${last}` : ""}`).join(",");
 }
 
 /** @param {string} address @returns {[number, number]} layer and expert */
@@ -73,7 +60,7 @@ export function picksOf(params) {
   for (const op of NAMES) {
     if (!params[op]) continue;
     try {
-      picks[op] = parseAddresses(String(params[op]));
+      picks[op] = readAddresses(String(params[op]));
     } catch (error) {
       problems.push(String(/** @type {Error} */ (error).message));
     }
@@ -101,7 +88,7 @@ export function withPicks(picks, op, addresses) {
   const taken = new Set(addresses);
   const rest = Object.entries(picks).map(([name, list]) => [name, list.filter((one) => !taken.has(one))]);
   const next = Object.fromEntries(rest.filter(([, list]) => list.length));
-  if (addresses.length) next[op] = parseAddresses([...(next[op] ?? []), ...addresses].join(","));
+  if (addresses.length) next[op] = readAddresses([...(next[op] ?? []), ...addresses].join(","));
   return next;
 }
 
