@@ -56,7 +56,7 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.check: pyproject.toml $(VENV)/.torch
 	@echo 'installing moeworks and what its tests need (once)'
-	@$(PIP) --editable '.[transformers,data,tasks,fast,watch,serve,view,lab,docs,dev]'
+	@$(PIP) --editable '.[transformers,data,tasks,fast,watch,serve,view,lab,ray,docs,dev]'
 	@touch $@ $(VENV)/.demo
 
 # vLLM has an environment of its own: it pins torch, and its vision packages are builds for another torch.

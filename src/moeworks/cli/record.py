@@ -51,6 +51,12 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a recording that was interrupted.")] = False,
     batch_size: BatchSize = 8,
     engine: EngineName = "",
+    ray_workers: Annotated[
+        int, typer.Option("--ray-workers", min=0, help="Workers of --engine ray or ray:vllm; 2, unless given.")
+    ] = 0,
+    ray_shard: Annotated[
+        int, typer.Option("--ray-shard", min=0, help="Texts a worker records at a time; 32 batches, unless given.")
+    ] = 0,
     device: Device = "",
     dtype: Dtype = "",
     seed: Seed = 0,
@@ -59,14 +65,18 @@ def command(
     """Run texts through a model and record which experts its routers choose, token by token.
 
     Memory does not grow with the data. What is written survives a crash: the same line with --resume goes on.
+    With --engine ray, or ray:vllm, shards of the data are recorded on several workers and joined into one trace.
     """
     from moeworks.cli.output import print_json
+    from moeworks.errors import BadData
     from moeworks.record import record
     from moeworks.where import Where
 
     labels, clause, steering = labels_of(label), Where.parse(where), read_plan(plan)
+    if (ray_workers or ray_shard) and engine.partition(":")[0] != "ray":
+        raise BadData("--ray-workers and --ray-shard go with --engine ray or ray:vllm.")
     trace = record(
-        lambda: open_engine(model, engine, device=device, dtype=dtype),
+        lambda: open_engine(model, engine, device=device, dtype=dtype, workers=ray_workers, shard=ray_shard),
         data,
         output,
         where=clause,

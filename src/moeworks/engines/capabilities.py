@@ -55,7 +55,11 @@ TABLE: dict[str, dict[str, str]] = {
         "patching": _NOT_INSIDE,
     },
 }
-_NEEDS = {"transformers": ("torch", "transformers"), "vllm": ("vllm",)}
+TABLE["ray"] = dict.fromkeys(
+    ("score answers and texts", "patching", "many plans in one batch"),
+    "it records alone, with what the engine in its workers can do; load that engine for the rest",
+)
+_NEEDS = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "ray": ("ray", "pandas")}
 
 
 def abilities(engine: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from moeworks.engines.base import Engine
 from moeworks.engines.capabilities import why_not
@@ -40,15 +40,24 @@ def _vllm(name: str, **options: Any) -> Engine:
     return VllmEngine.load(name, **options)
 
 
+@ENGINES.register("ray")
+def _ray(name: str, **options: Any) -> Engine:
+    from moeworks.engines.ray import RayEngine
+
+    return cast(Engine, RayEngine.load(name, **options))  # all but `record` is refused by name
+
+
 def load(model: str = "lab", *, engine: str = "", **options: Any) -> Engine:
     """Open a model for recording and steering.
 
     Args:
         model: `lab` (the embedded model), a local folder, a Hub id; `fake` or `fake:PLANT` for the fake engine.
-        engine: `transformers` (the default), `vllm`, `fake`, or one that an installed package offers.
+        engine: `transformers` (the default), `vllm`, `fake`, `ray` (`ray:ENGINE`: what its workers run), or one that an
+            installed package offers.
         **options: passed to the engine, such as `dtype="float32"` or `device="cuda"`.
     """
     chosen = engine or ("fake" if model.partition(":")[0] == "fake" else "transformers")
+    chosen, colon, inner = chosen.partition(":")
     if reason := why_not(chosen):
         raise Unsupported(f"engine {chosen} cannot run {model}: {reason}.")
-    return ENGINES.get(chosen)(model, **options)
+    return ENGINES.get(chosen)(model, **({"inner": inner} if colon else {}), **options)
