@@ -9,10 +9,10 @@ from moeworks.lazy import lazily
 if TYPE_CHECKING:
     from moeworks.view.app import build_page
     from moeworks.view.cards import expert_card
-    from moeworks.view.comparing import compared_tokens
+    from moeworks.view.comparing import compared_tokens, comparison_json
     from moeworks.view.expert_map import expert_map
     from moeworks.view.export import export_page
-    from moeworks.view.layers import layer_curves, layer_rows
+    from moeworks.view.layers import cache_rows, layer_rows, possible_layers
     from moeworks.view.run import view
     from moeworks.view.sources import Sources
     from moeworks.view.tokens import request_table, token_table
@@ -21,11 +21,13 @@ _HOMES = {
     "Sources": "sources",
     "build_page": "app",
     "compared_tokens": "comparing",
+    "comparison_json": "comparing",
     "expert_card": "cards",
     "expert_map": "expert_map",
     "export_page": "export",
-    "layer_curves": "layers",
+    "cache_rows": "layers",
     "layer_rows": "layers",
+    "possible_layers": "layers",
     "request_table": "tokens",
     "token_table": "tokens",
     "view": "run",
@@ -34,12 +36,14 @@ _HOMES = {
 __all__ = [
     "Sources",
     "build_page",
+    "cache_rows",
     "compared_tokens",
+    "comparison_json",
     "expert_card",
     "expert_map",
     "export_page",
-    "layer_curves",
     "layer_rows",
+    "possible_layers",
     "request_table",
     "token_table",
     "view",

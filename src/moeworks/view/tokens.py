@@ -30,7 +30,7 @@ __all__ = ["MOST_ROWS", "mean_distribution", "request_table", "texts_of", "token
 Array = NDArray[Any]
 MOST_ROWS = 20_000
 PREVIEW = 80  # characters
-_CHUNK = 1 << 13  # rows at a time, so that float64 copies stay small
+_CHUNK = 1 << 10  # rows at a time, so that float64 copies stay in the processor's cache
 
 
 def token_table(
@@ -130,7 +130,7 @@ def request_table(trace: Trace, *, decoder: Decoder | None = None) -> pa.Table:
 
     Columns: `request` (its number), `first_row`, `rows`, `prompt_rows`, `generated_rows` (those of phase forced
     included), `preview` (the first 80 characters; empty without a tokenizer), `document`, and every label by its name
-    (null where the request does not have it).
+    (null where the request does not have it). Without a tokenizer the metadata `no_text` says why.
     """
     decoder = decoder or decoder_for(trace.header.model)
     return KEPT.get((trace_hash(trace), "requests", decoder), lambda: _requests(trace, decoder))
@@ -157,7 +157,7 @@ def _requests(trace: Trace, decoder: Decoder) -> pa.Table:
         if name.startswith(LABEL):
             label = name.removeprefix(LABEL)
             columns[label if label not in columns else name] = table[name].take(order)
-    return pa.table(columns)
+    return pa.table(columns).replace_schema_metadata({"no_text": decoder.reason} if decoder.reason else None)
 
 
 def _previews(token: Array, starts: Array, stops: Array, decoder: Decoder) -> Any:
@@ -203,17 +203,20 @@ def _of_layer(trace: Trace, layer: int, rows: Array) -> dict[str, Any]:
     if trace.header.logits:
         logits = trace.take(layer, "logits", rows)
         contract, mean = trace.header.shape_of(layer).contract, mean_distribution(trace, layer)
-        spread, apart = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float32)
-        log_mean = np.log(np.where(mean > 0, mean, 1.0))
+        spread, apart, margin = (np.zeros(len(rows), np.float32) for _ in range(3))
+        log_mean, told = np.log(np.where(mean > 0, mean, 1.0)), True
         for begin in range(0, len(rows), _CHUNK):
             chunk = slice(begin, begin + _CHUNK)
             p = router_probabilities(logits[chunk], contract)  # (n, E)
-            spread[chunk] = entropy(p)
-            apart[chunk] = np.maximum(-entropy(p) - p @ log_mean, 0.0)
+            own = entropy(p)
+            spread[chunk], apart[chunk] = own, np.maximum(-own - p @ log_mean, 0.0)
+            found = trace.header.margins_of(layer, logits[chunk])
+            told = told and found is not None
+            if found is not None:
+                margin[chunk] = found
         columns[f"L{layer}.entropy"] = spread
-        margin = trace.header.margins_of(layer, logits)
-        if margin is not None:
-            columns[f"L{layer}.margin"] = np.asarray(margin, np.float32)
+        if told:
+            columns[f"L{layer}.margin"] = margin
         columns[f"L{layer}.divergence"] = apart
     elif not trace.header.lacks:
         share, mean = weight_shares(weights), mean_distribution(trace, layer)  # (n, k), (E,)
