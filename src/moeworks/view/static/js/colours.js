@@ -1,4 +1,8 @@
-// Colours that colour-blind readers can tell apart: Okabe–Ito for kinds, cividis and a two-sided scale for amounts.
+// Colours that colour-blind readers can tell apart: Okabe–Ito for kinds, cividis, viridis and a two-sided scale for amounts.
+// The more, the farther from the paper: in the light theme a one-sided scale runs from bright to dark, in the dark one
+// from dark to bright.
+
+import { useEffect, useState } from "preact/hooks";
 
 /** Okabe–Ito without black: eight kinds. */
 export const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#8c8c8c"];
@@ -6,21 +10,56 @@ export const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d
 const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 const TWO_SIDED = ["#0d4a70", "#2b7ab0", "#7fb3d9", "#cfe0ec", "#f2f1ee", "#f3d9c2", "#e6a56b", "#c8682a", "#7f3b08"];
+const TWO_SIDED_DARK = ["#8fd0ff", "#4a9fd8", "#2b6a96", "#26404f", "#2a2d31", "#54402c", "#a0662c", "#dd8a3d", "#ffc07f"];
 
 /** @typedef {"cividis" | "viridis" | "two-sided"} ScaleName */
 
 const tables = {};
 
+/** @returns {boolean} whether the page is dark now */
+export function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+/**
+ * Whether the page is dark; what draws with colours of a scale draws again when it changes.
+ * @returns {boolean}
+ */
+export function useDark() {
+  const [dark, setDark] = useState(isDark);
+  useEffect(() => {
+    const query = matchMedia("(prefers-color-scheme: dark)");
+    const read = () => setDark(isDark());
+    addEventListener("moeworks-theme", read);
+    query.addEventListener("change", read);
+    read();
+    return () => {
+      removeEventListener("moeworks-theme", read);
+      query.removeEventListener("change", read);
+    };
+  }, []);
+  return dark;
+}
+
+function stopsOf(name, dark) {
+  if (name === "two-sided") return dark ? TWO_SIDED_DARK : TWO_SIDED;
+  const stops = name === "viridis" ? VIRIDIS : CIVIDIS;
+  return dark ? stops : [...stops].reverse();
+}
+
 function tableOf(name) {
-  if (!tables[name]) {
-    const stops = (name === "viridis" ? VIRIDIS : name === "two-sided" ? TWO_SIDED : CIVIDIS).map(rgb);
-    tables[name] = Array.from({ length: 256 }, (_, i) => {
+  const dark = isDark();
+  const key = `${name} ${dark}`;
+  if (!tables[key]) {
+    const stops = stopsOf(name, dark).map(rgb);
+    tables[key] = Array.from({ length: 256 }, (_, i) => {
       const place = (i / 255) * (stops.length - 1);
       const low = Math.min(Math.floor(place), stops.length - 2);
       return stops[low].map((value, c) => Math.round(value + (stops[low + 1][c] - value) * (place - low)));
     });
   }
-  return tables[name];
+  return tables[key];
 }
 
 /**

@@ -15,9 +15,25 @@ export function formatNumber(value, digits = 3) {
   return Number(value.toPrecision(digits)).toString();
 }
 
-/** @param {number | null | undefined} share @returns {string} a share as per cent, `12.5 %` */
+/** @param {number | null | undefined} share @returns {string} a share as per cent, `12.5 %`, that does not break */
 export function formatShare(share) {
-  return share === null || share === undefined || Number.isNaN(share) ? "–" : `${formatNumber(share * 100)} %`;
+  return share === null || share === undefined || Number.isNaN(share) ? "–" : `${formatNumber(share * 100)}\u00a0%`;
+}
+
+/**
+ * A label's value in words: the name of a language where the label is one.
+ * @param {string} label @param {string} value @returns {string}
+ */
+export function labelWords(label, value) {
+  if (/^lang(uage)?$/.test(label) && /^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$/.test(value)) {
+    try {
+      const name = new Intl.DisplayNames("en", { type: "language", fallback: "none" }).of(value);
+      if (name) return name;
+    } catch {
+      // No such language code: the value stands as it is.
+    }
+  }
+  return `${label} ${value}`;
 }
 
 /**

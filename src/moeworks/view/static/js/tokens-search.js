@@ -9,19 +9,19 @@ const MOST = 5_000;
 /**
  * Find a text, without regard to case, in each request of a stretch of rows.
  * @param {string} trace
- * @param {{first: number, stop: number}} stretch
+ * @param {{first: number, stop: number, layer: number}} stretch layer: whose columns come along, as few as can be asked for
  * @param {string} wanted
  * @param {(found: {hits: {row: number, last: number}[], done: number, total: number, cut: boolean}) => void} onPart
  *   called after each window with all that was found so far
  * @param {AbortSignal} signal
  */
-export async function search(trace, { first, stop }, wanted, onPart, signal) {
+export async function search(trace, { first, stop, layer }, wanted, onPart, signal) {
   const pattern = new RegExp(wanted.replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&"), "giu");
   const hits = [];
   let past = -1;
   for (let start = first; start < stop && hits.length < MOST; start += AT_ONCE - CARRIED) {
     const end = Math.min(start + AT_ONCE, stop);
-    const rows = await fetchRows(trace, start, end, [], signal);
+    const rows = await fetchRows(trace, start, end, [layer], signal);
     const { text, begins } = joined(rows);
     for (const match of text.matchAll(pattern)) {
       const row = start + rowAt(begins, match.index);

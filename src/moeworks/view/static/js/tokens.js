@@ -203,7 +203,7 @@ function useSearch(trace, stretch, wanted) {
       const part = done < total && !cut ? ` so far, ${Math.floor((done / total) * 100)} % read` : "";
       setState({ hits, says: `${cut ? "the first " : ""}${hits.length.toLocaleString("en")} found${part}`, error: null });
     };
-    search(trace.id, stretch, wanted, onPart, stop.signal).catch((error) => error.name !== "AbortError" && setState({ hits: [], says: "", error }));
+    search(trace.id, { ...stretch, layer: trace.layers[0].layer }, wanted, onPart, stop.signal).catch((error) => error.name !== "AbortError" && setState({ hits: [], says: "", error }));
     return () => stop.abort();
   }, [trace.id, stretch.first, stretch.stop, wanted]);
   return { ...state, wanted, rows: useMemo(() => rowsOf(state.hits), [state.hits]) };
