@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from moeworks.cli.options import Device, Dtype, EngineName, Json, Seed, named_values, open_engine
+from moeworks.cli.trace_show import Tokenizer
 from moeworks.diagnostic_names import DiagnosticName
 
 
@@ -47,6 +48,35 @@ def command(
         Path | None,
         typer.Option("--picture", metavar="FILE", help="Draw the diagnostic of a trace into a .png or .svg file."),
     ] = None,
+    outputs: Annotated[
+        str,
+        typer.Option(
+            "--outputs",
+            metavar="DATA",
+            help="Of a model: run these texts and look at what experts put out; --label tells values apart.",
+            show_default=False,
+        ),
+    ] = "",
+    expert: Annotated[
+        str,
+        typer.Option("--expert", metavar="L3.E5", help="The card of one expert of a trace.", show_default=False),
+    ] = "",
+    map_by: Annotated[
+        Literal["load", "weight", "specialisation", "score"] | None,
+        typer.Option("--map", help="One number for every expert of a trace; score: of a --scores file."),
+    ] = None,
+    value: Annotated[
+        str, typer.Option("--value", help="Value of the --label that a map is of.", show_default=False)
+    ] = "",
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option("--scores", metavar="FILE", help="Scores shown on a card (repeatable) or a map."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Model to load for a card: decodes what the expert points to.")
+    ] = "",
+    tokenizer: Tokenizer = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Experts of a map that are printed.")] = 20,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -54,15 +84,27 @@ def command(
 
     A model: routers, experts, parameters and bytes. A trace: its sanity first, and nothing else where numbers would be
     wrong; then one number a layer (and label), with the level it has by chance and its interval from resampled
-    documents; --json has all columns.
+    documents; --json has all columns. --expert shows what one expert fires on, --map compares all.
     """
     if source.endswith(".json") and Path(source).is_file():
         given = (engine, device, dtype, where, label, base, checkpoint, option, picture, what not in (None, "balance"))
         _profile(source, any(given), seed=seed, json=json)
         return
     traced = Path(source, "trace.json").is_file() or Path(source, "progress.json").is_file()
-    if traced or what is not None:
+    if expert or map_by is not None:
         _refuse(source, engine=engine, device=device, dtype=dtype)
+        _show(
+            source, expert, map_by, what=what, where=where, label=label, base=base, checkpoint=checkpoint,
+            option=option, picture=picture, value=value, scores=scores or [], model=model, tokenizer=tokenizer,
+            top=top, seed=seed, json=json,
+        )  # fmt: skip
+        return
+    if value or scores or model or tokenizer:
+        from moeworks.errors import BadData
+
+        raise BadData("--value, --scores, --model and --tokenizer are for --expert or --map; leave them out.")
+    if traced or what is not None:
+        _refuse(source, engine=engine, device=device, dtype=dtype, outputs=outputs)
         _diagnose(
             source, what or "balance", where=where, label=label, base=base, checkpoint=checkpoint or [], seed=seed,
             option=option, picture=picture, json=json,
@@ -72,10 +114,13 @@ def command(
     from moeworks.errors import BadData
     from moeworks.inspect import inspect
 
-    if where or label or base or checkpoint or option or picture:
+    if where or (label and not outputs) or base or checkpoint or option or picture:
         raise BadData(
             f"{source} is no trace's folder, as --where, --label, --base, --checkpoint, --option and --picture need."
         )
+    if outputs:
+        _outputs(source, outputs, label or "", engine=engine, device=device, dtype=dtype, seed=seed, json=json)
+        return
     found = inspect(open_engine(source, engine, device=device, dtype=dtype))
     if json:
         print_json(found)
@@ -100,6 +145,85 @@ def _profile(source: str, options: bool, *, seed: int, json: bool) -> None:
         return
     print_table(*shown("balance", table))
     print(f"\n{DIAGNOSTICS['balance'].reading}.")
+
+
+def _outputs(
+    source: str, data: str, label: str, *, engine: str, device: str, dtype: str, seed: int, json: bool
+) -> None:
+    from tempfile import TemporaryDirectory
+
+    from moeworks.cli.output import print_json, print_table
+    from moeworks.data import read_examples
+    from moeworks.stats.diagnostics import cells
+    from moeworks.stats.outputs import COLLAPSE_READING, DOMAINS_READING, measure_outputs
+    from moeworks.train.engine import opened
+
+    opened_engine = opened(open_engine(source, engine, device=device, dtype=dtype), "Looking at outputs of experts")
+    with TemporaryDirectory() as folder:
+        found = measure_outputs(opened_engine, read_examples(data), Path(folder) / "statistics", label=label, seed=seed)
+    if json:
+        domains = None if found.domains is None else found.domains.to_pylist()
+        print_json({"what": "outputs", "data": data, "label": label, "seed": seed,
+                    "collapse": found.collapse.to_pylist(), "domains": domains})  # fmt: skip
+        return
+    print_table(
+        *cells(
+            ("layer", "spread [low high]", "chance", "p", "largest", "smallest", "silent [silent_low silent_high]",
+             "experts", "tokens"),
+            found.collapse,
+        )
+    )  # fmt: skip
+    print(f"\n{COLLAPSE_READING}.")
+    if found.domains is not None:
+        print()
+        print_table(
+            *cells(
+                ("layer", "value", "degraded", "degraded_chance", "specific", "mass [low high]", "chance", "p"),
+                found.domains,
+            )
+        )
+        print(f"\n{DOMAINS_READING}.")
+
+
+def _show(
+    source: str,
+    expert: str,
+    map_by: Literal["load", "weight", "specialisation", "score"] | None,
+    *,
+    what: str | None,
+    where: str,
+    label: str | None,
+    base: str | None,
+    checkpoint: list[str] | None,
+    option: list[str] | None,
+    picture: Path | None,
+    value: str,
+    scores: list[Path],
+    model: str,
+    tokenizer: Path | None,
+    top: int,
+    seed: int,
+    json: bool,
+) -> None:
+    from moeworks.cli.inspect_expert import show_expert, show_map
+    from moeworks.errors import BadData
+
+    strange: dict[str, Any] = {
+        "what": what, "base": base, "checkpoint": checkpoint, "option": option, "picture": picture,
+    }  # fmt: skip
+    if expert:
+        strange |= {"map": map_by, "where": where, "label": label, "value": value}
+    else:
+        strange |= {"model": model, "tokenizer": tokenizer}
+    named = [f"--{name}" for name, given in strange.items() if given]
+    if named:
+        raise BadData(f"{', '.join(named)} does not go with --{'expert' if expert else 'map'}; leave it out.")
+    if expert:
+        show_expert(source, expert, scores=scores, model=model, tokenizer=tokenizer, seed=seed, json=json)
+    elif map_by is not None:
+        show_map(
+            source, map_by, label=label or "", value=value, scores=scores, where=where, top=top, seed=seed, json=json
+        )
 
 
 def _refuse(source: str, **given: str) -> None:

@@ -180,3 +180,44 @@ def router_lens(
         with replace_file(ceft) as temporary:
             temporary.write_text(dumps(ceft_settings(scores, engine, per_layer=per_layer), indent=2) + "\n")
     print(f"Written to {output}." if ceft is None else f"Written to {output} and {ceft}.")
+
+
+@app.command("expert-drift")
+def expert_drift(
+    before: Model,
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="The later snapshot.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Texts of the earlier task, as of record.", show_default=False)
+    ],
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the texts.")] = 3.0,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of the low-rank updates.")] = 8,
+    learning_rate: Rate = 5e-4,
+    batch_size: BatchSize = 8,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="At most so many texts.")] = 2000,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="Texts are cut to so many.")] = 300,
+    held_out: Annotated[float, typer.Option("--held-out", help="Share of documents that is measured.")] = 0.3,
+    device: Device = "",
+    dtype: Dtype = "",
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Tell what a later model lost of an earlier task: wrong experts picked, or experts overwritten (SAME).
+
+    Its routers alone are retrained on the task; what stays lost on held-out documents is drift of the experts. The
+    earlier model is retrained the same way as a control.
+    """
+    from dataclasses import asdict
+
+    from moeworks.cli.output import print_json
+    from moeworks.train import expert_drift as run
+
+    found = run(
+        open_engine(before, "", device=device, dtype=dtype),
+        open_engine(after, "", device=device, dtype=dtype),
+        data, epochs=epochs, rank=rank, learning_rate=learning_rate, batch_size=batch_size, samples=samples,
+        max_tokens=max_tokens, held_out=held_out, seed=seed, progress=has_terminal(),
+    )  # fmt: skip
+    if json:
+        print_json(asdict(found))
+        return
+    print(found.words())

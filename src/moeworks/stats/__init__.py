@@ -11,6 +11,7 @@ from moeworks.stats.diagnostics import DIAGNOSTICS, diagnose
 from moeworks.stats.distributions import entropy, jensen_shannon, normalised_divergence
 from moeworks.stats.divergence import divergence
 from moeworks.stats.drift import drift
+from moeworks.stats.outputs import OutputAnomalies, measure_outputs, output_anomalies, with_blocks
 from moeworks.stats.paths import paths
 from moeworks.stats.positions import position_specialisation
 from moeworks.stats.repetition import repetition
@@ -30,6 +31,7 @@ from moeworks.stats.vocabulary import vocabulary_specialisation
 __all__ = [
     "DIAGNOSTICS",
     "Balance",
+    "OutputAnomalies",
     "anomalies",
     "balance",
     "balance_of",
@@ -45,7 +47,9 @@ __all__ = [
     "entropy",
     "jensen_shannon",
     "load",
+    "measure_outputs",
     "normalised_divergence",
+    "output_anomalies",
     "paths",
     "position_specialisation",
     "repetition",
@@ -63,4 +67,5 @@ __all__ = [
     "transitions",
     "u_shape",
     "vocabulary_specialisation",
+    "with_blocks",
 ]

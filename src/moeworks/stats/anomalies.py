@@ -17,7 +17,7 @@ from moeworks.where import Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["anomalies"]
+__all__ = ["anomalies", "describe_masses"]
 
 Array = NDArray[Any]
 
@@ -80,7 +80,7 @@ def anomalies(
         for layer, mass in blocks.add(trace, where, batch, add_shares).items():
             lines += [
                 {"layer": layer, **line}
-                for line in _describe(mass, blocks, private, times, permutations, bootstrap, seed)
+                for line in describe_masses(mass, blocks, private, times, permutations, bootstrap, seed)
             ]
     return pa.Table.from_pylist(lines)
 
@@ -102,10 +102,10 @@ def _specific(mass: Array, tokens: Array, times: float) -> Array:
     return np.asarray((rate > 0) & (rate >= times / len(mass) * rate.sum(0)))
 
 
-def _describe(
+def describe_masses(
     mass: Array, blocks: LabelBlocks, private: float, times: float, permutations: int, bootstrap: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Return rows from mass by value and block, (v, b, E)."""
+    """Return rows of `anomalies` from mass by value and block of documents, (v, b, E)."""
     tokens = blocks.tokens  # (v, b)
     joined = np.concatenate([mass, tokens[..., None]], 2)
     degraded, largest, specific, found = _anomalies(mass.sum(1), tokens.sum(1), private, times)

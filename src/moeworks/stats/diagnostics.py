@@ -14,7 +14,7 @@ from moeworks.where import Where
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["DIAGNOSTICS", "Diagnostic", "DiagnosticName", "diagnose", "shown"]
+__all__ = ["DIAGNOSTICS", "Diagnostic", "DiagnosticName", "cells", "diagnose", "shown"]
 
 
 def diagnose(
@@ -65,8 +65,13 @@ def diagnose(
 
 
 def shown(what: str, table: pa.Table) -> tuple[list[str], list[list[str]]]:
-    """Return the headings and cells of the printed table: three digits, intervals in brackets."""
-    columns = [_parse(column) for column in DIAGNOSTICS[what].columns]
+    """Return the headings and cells of a diagnostic's printed table: three digits, intervals in brackets."""
+    return cells(DIAGNOSTICS[what].columns, table)
+
+
+def cells(shown_columns: Sequence[str], table: pa.Table) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and cells of some columns: a name, or `name [low high]` for a number with its interval."""
+    columns = [_parse(column) for column in shown_columns]
 
     def cell(row: Mapping[str, Any], name: str, ends: list[str]) -> str:
         interval = f" [{', '.join(_cell(row[end]) for end in ends)}]" if ends else ""

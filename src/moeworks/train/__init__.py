@@ -8,6 +8,7 @@ from moeworks.lazy import lazily
 
 if TYPE_CHECKING:
     from moeworks.train.affinity import Affinity, affinity_of_trace
+    from moeworks.train.expert_drift import ExpertDrift, expert_drift
     from moeworks.train.faults import FAULTS
     from moeworks.train.lens import ceft_settings, router_lens, top_experts
     from moeworks.train.report import UnlearnReport
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Affinity": "affinity",
+    "ExpertDrift": "expert_drift",
     "FAULTS": "faults",
     "Replaying": "router_replay",
     "UnlearnReport": "report",
     "affinity_of_trace": "affinity",
     "ceft_settings": "lens",
     "check_routes": "routes",
+    "expert_drift": "expert_drift",
     "lay_out": "routes",
     "replay": "router_replay",
     "route_problems": "routes",
@@ -35,11 +38,13 @@ _HOMES = {
 __all__ = [
     "FAULTS",
     "Affinity",
+    "ExpertDrift",
     "Replaying",
     "UnlearnReport",
     "affinity_of_trace",
     "ceft_settings",
     "check_routes",
+    "expert_drift",
     "lay_out",
     "replay",
     "route_problems",

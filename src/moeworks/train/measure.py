@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moeworks.engines.transformers.engine import TransformersEngine
     from moeworks.engines.transformers.tap import Captured
 
-__all__ = ["Measured", "Quality", "anchorable", "count_selected", "language_logits", "measure"]
+__all__ = ["Measured", "Quality", "anchorable", "count_selected", "language_logits", "measure", "passes"]
 
 Array = NDArray[Any]
 
@@ -78,7 +78,7 @@ def measure(engine: TransformersEngine, requests: Sequence[Prepared], *, batch_s
     tokens = np.zeros(len(documents))
     ids: dict[int, list[Array]] = {router.layer: [] for router in engine.routers}
     loss = hits = counted = 0.0
-    for prepared, batch, logits, layers in _passes(engine, requests, batch_size, logits=True):
+    for prepared, batch, logits, layers in passes(engine, requests, batch_size, logits=True):
         chosen = logits[:, :-1].argmax(-1) == batch.inputs["input_ids"][:, 1:]  # (b, w - 1)
         log_probabilities = token_log_probabilities(logits, batch.inputs["input_ids"])
         loss -= float(log_probabilities[batch.counted].double().sum())
@@ -115,7 +115,7 @@ def count_selected(
     """
     counts = {router.layer: np.zeros(router.experts, np.int64) for router in engine.routers}
     tokens = 0
-    for _, batch, _, layers in _passes(engine, requests, batch_size, logits=False):
+    for _, batch, _, layers in passes(engine, requests, batch_size, logits=False):
         tokens += batch.tokens
         for layer, captured in layers.items():
             ran = (captured.weights != 0) & batch.real[:, None]
@@ -124,7 +124,7 @@ def count_selected(
     return counts, tokens
 
 
-def _passes(
+def passes(
     engine: TransformersEngine, requests: Sequence[Prepared], batch_size: int, *, logits: bool
 ) -> Iterator[tuple[list[Prepared], TrainingBatch, Tensor, dict[int, Captured]]]:
     """Yield each batch, short texts first, with what model and routers gave."""
