@@ -19,7 +19,7 @@ from moeworks.view.sources import Sources
 __all__ = ["HOSTILE", "Site", "make_site", "page_texts", "serve_page"]
 
 # What a page must show and never run: as a text, a label's name, a label's value and a name of a trace.
-HOSTILE = "<script>window.hurt=1</script><img src=x onerror=\"window.hurt=1\">"
+HOSTILE = '<script>window.hurt=1</script><img src=x onerror="window.hurt=1">'
 
 TEXTS = {
     "en": ["The king sat in his house by the sea.", "Press the key to open the file.", "A cat sleeps.\n\n  It dreams."],

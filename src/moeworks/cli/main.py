@@ -34,6 +34,7 @@ from moeworks.cli import (
     trace,
     train,
     tune,
+    view,
 )
 from moeworks.errors import MoeworksError
 
@@ -63,6 +64,7 @@ for panel, name, function in (
     (THE_LOOP, "compare", compare.command),
     (THE_LOOP, "stability", stability.command),
     (THE_LOOP, "serve", serve.command),
+    (THE_LOOP, "view", view.command),
     (FILES, "schema", schema.command),
     (FILES, "doctor", doctor.command),
 ):

@@ -72,7 +72,7 @@ def command(
     from moeworks.plan import load_plan
     from moeworks.serve import Limits, open_model, serve
 
-    plans = {name: load_plan(path) for name, path in _named(plan or [])}
+    plans = {name: load_plan(path) for name, path in named_files(plan or []).items()}
     options = {name: value for name, value in {"device": device, "dtype": dtype}.items() if value}
     limits = Limits(
         body_bytes=max_body_bytes,
@@ -87,8 +87,8 @@ def command(
     if vllm_arg and engine != "vllm":
         raise BadData("--vllm-arg is for --engine vllm; leave it out.")
     if engine == "vllm":
-        if device or keep_traces:
-            raise BadData("vLLM chooses its device itself and keeps no traces; leave out --device and --keep-traces.")
+        if device:
+            raise BadData("vLLM chooses its device itself; leave out --device.")
         from moeworks.engines.vllm.server import become_server
 
         become_server(
@@ -99,6 +99,7 @@ def command(
             key=api_key or "",
             dtype=dtype,
             limits=limits,
+            keep_traces=keep_traces,
             arguments=vllm_arg or (),
         )
     serve(
@@ -112,7 +113,7 @@ def command(
     )
 
 
-def _named(words: list[str]) -> list[tuple[str, Path]]:
+def named_files(words: list[str]) -> dict[str, Path]:
     """Read NAME=PLAN, each name once."""
     from moeworks.errors import BadData
 
@@ -124,4 +125,4 @@ def _named(words: list[str]) -> list[tuple[str, Path]]:
         if name in named:
             raise BadData(f"two plans are called '{name}'; give each its own name.")
         named[name] = Path(path)
-    return list(named.items())
+    return named

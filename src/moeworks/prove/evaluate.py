@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.engines.progress import Progress
+from moeworks.engines.progress import Progress, Show
 from moeworks.errors import BadData, BadPlan, Unsupported
 from moeworks.plan import Plan, bottom_of, check, matched_random, plan_hash
 from moeworks.plan.clauses import listed, narrowed, units
@@ -56,7 +56,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
-    progress: bool = False,
+    progress: Show = False,
 ) -> Evidence:
     """Measure what a plan does and compare it with the same operations on random experts.
 
@@ -79,7 +79,7 @@ def evaluate(
         limit: take the first items only.
         batch_size: texts a forward pass.
         seed: of random experts and of the bootstrap.
-        progress: show a bar on standard error.
+        progress: show a bar on standard error, or a function that is told how much of how much is done.
 
     Raises:
         BadPlan: the plan does not fit the model.

@@ -9,21 +9,27 @@ import threading
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import moeworks
-from moeworks.artefact import LayerShape, hash_texts
+from moeworks.artefact import EngineIdentity, LayerShape, ModelIdentity, hash_texts
 from moeworks.engines.gating import widen
 from moeworks.errors import BadData
 from moeworks.trace import RecordedRows, RequestInfo, TraceHeader, TraceWriter
 from moeworks.where import Rows
 
 if TYPE_CHECKING:
-    from moeworks.engines.transformers.engine import TransformersEngine
     from moeworks.engines.transformers.tokens import Prepared
     from moeworks.serve.plans import Chosen
 
 __all__ = ["KeptTraces"]
+
+
+class Served(Protocol):
+    """What a trace says of the model and what ran it."""
+
+    identity: ModelIdentity
+    engine: EngineIdentity
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class _Kept:
 class KeptTraces:
     """The routes of the last choices, within a number and within bytes; older ones are dropped."""
 
-    def __init__(self, engine: TransformersEngine, count: int, most_bytes: int) -> None:
+    def __init__(self, engine: Served, count: int, most_bytes: int) -> None:
         self.engine, self.count, self.most_bytes = engine, count, most_bytes
         self._kept: deque[_Kept] = deque()
         self._bytes = 0

@@ -15,7 +15,7 @@ from moeworks.watch import RoutingMeter, routing_registry
 if TYPE_CHECKING:
     from moeworks.families.router import Router
 
-__all__ = ["ServerMeter"]
+__all__ = ["RequestCounts", "ServerMeter"]
 
 PASSES = 256  # passes that are kept before they are counted together
 
@@ -32,19 +32,13 @@ class _LockedMeter(RoutingMeter):
             return super().readings()
 
 
-class ServerMeter:
-    """Routing readings of `moeworks.watch` and counters of requests and tokens.
+class RequestCounts:
+    """Counters of requests and tokens beside the routing readings of a meter: the series of every server of plans."""
 
-    Decisions are kept as they are while a request runs and counted together afterwards: one histogram a layer and
-    request instead of one a layer and token.
-    """
-
-    def __init__(self, routers: Sequence[Router]) -> None:
+    def __init__(self, routing: RoutingMeter) -> None:
         from prometheus_client import Counter, Gauge
 
-        self.routers = tuple(routers)
-        self.routing = _LockedMeter(self.routers)
-        self.registry = routing_registry(self.routing)
+        self.registry = routing_registry(routing)
         self._requests = Counter(
             "moeworks_requests", "requests answered", ["endpoint", "status"], registry=self.registry
         )
@@ -76,6 +70,19 @@ class ServerMeter:
         from prometheus_client import generate_latest
 
         return bytes(generate_latest(self.registry))
+
+
+class ServerMeter(RequestCounts):
+    """Counts what the routers of a model in this process decide.
+
+    Decisions are kept as they are while a request runs and counted together afterwards: one histogram a layer and
+    request instead of one a layer and token.
+    """
+
+    def __init__(self, routers: Sequence[Router]) -> None:
+        self.routers = tuple(routers)
+        self.routing = _LockedMeter(self.routers)
+        super().__init__(self.routing)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

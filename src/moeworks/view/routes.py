@@ -1,27 +1,23 @@
-"""The page's endpoints that only read: its files, what there is to see, and the tables of a trace."""
+"""The page's endpoints: its files, what there is to see, and those that other files add."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from moeworks.errors import BadData, did_you_mean
 from moeworks.serve.errors import Refused, error_response
 from moeworks.view.answers import tagged
 from moeworks.view.app import TYPES, static_files
-from moeworks.view.expert_map import MapBy, expert_map
-from moeworks.view.kept import trace_hash
 from moeworks.view.refusals import NotThere, TooMuch
+from moeworks.view.reports import add_reports, report_link
 from moeworks.view.security import content_policy, script_hashes
-from moeworks.view.tokens import request_table, token_table
+from moeworks.view.steering import add_steering
+from moeworks.view.tables import add_tables
 
 if TYPE_CHECKING:
-    from moeworks.trace import Trace
     from moeworks.view.sources import Sources
 
 __all__ = ["add_page"]
@@ -31,8 +27,19 @@ def add_page(app: FastAPI, sources: Sources, *, key: str = "") -> None:
     """Add everything below `/view/` to an app that has a door."""
     _add_refusals(app)
     _add_files(app)
-    _add_sources(app, sources)
-    _add_tables(app, sources)
+    _add_sources(app, sources, key)
+    add_tables(app, sources)
+    add_reports(app, sources, key=key)
+    add_steering(app, sources)
+    serving = app.state.serving
+    if serving is None:
+        _add_refused_work(app)
+        return
+    from moeworks.view.evidence import add_evidence
+    from moeworks.view.recording import add_recording
+
+    add_evidence(app, sources, serving)
+    app.state.live = add_recording(app, sources, serving)
 
 
 def _add_refusals(app: FastAPI) -> None:
@@ -83,59 +90,31 @@ def _file(request: Request, data: bytes, kind: str) -> Response:
     return Response(data, media_type=kind, headers=headers)
 
 
-def _add_sources(app: FastAPI, sources: Sources) -> None:
+def _add_sources(app: FastAPI, sources: Sources, key: str) -> None:
     @app.get("/view/api/sources")
-    def show_sources(request: Request) -> Any:
-        """Say what there is to see."""
-        return tagged(request, "", sources.as_json)
+    def show_sources(request: Request) -> Response:
+        """Say what there is to see; plans that were added to the server since are there too."""
+
+        def make() -> dict[str, Any]:
+            found = sources.as_json()
+            known = {plan["id"] for plan in found["plans"]}
+            served = [] if app.state.serving is None else list(app.state.serving.plans)
+            added = [
+                {"id": name, "name": name, "hash": digest, "verdict": plan.evidence.verdict if plan.evidence else None}
+                for name, plan, digest in served
+                if name not in known
+            ]
+            names = {name for name, _, _ in served}
+            plans = [{**plan, "served": plan["id"] in names} for plan in [*found["plans"], *added]]
+            studies = [{**study, "report": report_link(study["id"], key)} for study in found["studies"]]
+            return {**found, "plans": plans, "studies": studies}
+
+        return tagged(request, "", make)
 
 
-def _add_tables(app: FastAPI, sources: Sources) -> None:
-    @app.get("/view/api/traces/{id}/requests")
-    def requests(id: str, request: Request) -> Response:
-        """Give the requests of a trace."""
-        return _of_trace(request, sources, id, lambda trace: request_table(trace, decoder=sources.decoder(id)))
-
-    @app.get("/view/api/traces/{id}/tokens")
-    def tokens(id: str, request: Request, start: int = 0, stop: int | None = None, layers: str = "") -> Response:
-        """Give the tokens of some rows."""
-        wanted = _numbers(layers, "layers")
-        return _of_trace(
-            request,
-            sources,
-            id,
-            lambda trace: token_table(trace, start=start, stop=stop, layers=wanted, decoder=sources.decoder(id)),
-        )
-
-    @app.get("/view/api/traces/{id}/map")
-    def map_of_experts(
-        id: str, request: Request, by: str = "load", label: str = "", value: str = "", scores: str = ""
-    ) -> Response:
-        """Give one number for every expert."""
-        if by not in get_args(MapBy):
-            raise BadData(f"by does not take '{by[:80]}'; {did_you_mean(by[:80], get_args(MapBy))}")
-        found = sources.scores(scores) if scores else None
-        more = "" if found is None else found.header.hash
-        return _of_trace(
-            request,
-            sources,
-            id,
-            lambda trace: expert_map(trace, by=cast(MapBy, by), label=label, value=value, scores=found),
-            more=more,
-        )
-
-
-def _of_trace(
-    request: Request, sources: Sources, id: str, make: Callable[[Trace], Any], *, more: str = ""
-) -> Response:
-    trace = sources.trace(id)
-    return tagged(request, f"{trace_hash(trace)} {sources.decoder(id).reason} {more}", lambda: make(trace))
-
-
-def _numbers(words: str, name: str) -> list[int] | None:
-    """Read numbers separated by commas; None where nothing is said."""
-    if not words:
-        return None
-    if not re.fullmatch(r"\d{1,6}(,\d{1,6}){0,4095}", words):
-        raise BadData(f"{name} takes numbers separated by commas, as in 0,3, not '{words[:80]}'.")
-    return [int(word) for word in words.split(",")]
+def _add_refused_work(app: FastAPI) -> None:
+    @app.post("/view/api/record")
+    @app.post("/view/api/evidence")
+    def refused() -> Response:
+        """Say that there is no model."""
+        raise Refused(400, "this page has no model, only what was recorded; start it with one: moeworks view lab.")

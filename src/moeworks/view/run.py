@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 import webbrowser
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from moeworks.serve.limits import Limits
     from moeworks.view.sources import Sources
 
-__all__ = ["PORT", "view"]
+__all__ = ["PORT", "check_host", "page_address", "view"]
 
 PORT = 8642
 
@@ -54,10 +56,7 @@ def view(
     """
     need_packages(model=sources.engine is not None)
     key = os.environ.get(KEY_VARIABLE, "") if key is None else key
-    if host not in LOOPBACK and not key:
-        raise BadData(
-            f"{host} can be reached by others: give a key with --api-key or {KEY_VARIABLE}, or use 127.0.0.1."
-        )
+    check_host(host, key)
     listening = _bound(host, port)
     with listening:
         app = build_page(sources, plans=plans, key=key, limits=limits)
@@ -71,6 +70,18 @@ def view(
 
         _run(app, ready, listening)
     print("stopped", file=sys.stderr)
+
+
+def check_host(host: str, key: str) -> None:
+    """Refuse an address that others can reach without a key.
+
+    Raises:
+        BadData: so it is.
+    """
+    if host not in LOOPBACK and not key:
+        raise BadData(
+            f"{host} can be reached by others: give a key with --api-key or {KEY_VARIABLE}, or use 127.0.0.1."
+        )
 
 
 def page_address(host: str, port: int, key: str) -> str:
@@ -92,5 +103,18 @@ def _bound(host: str, port: int | None) -> socket.socket:
 
 
 def _run(app: Any, ready: Callable[[], None], listening: socket.socket) -> None:
-    with suppress(KeyboardInterrupt):
-        server_of(app, ready).run(sockets=[listening])
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    # uvicorn stops in good order and then sends itself the same signal again: it must not end us before we tidied.
+    main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        with suppress(KeyboardInterrupt):
+            server_of(app, ready).run(sockets=[listening])
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, former)
+        live = getattr(app.state, "live", None)
+        if live is not None:
+            live.close()

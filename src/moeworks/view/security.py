@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from moeworks.serve.errors import error_response
 
-__all__ = ["Guard", "LOOPBACK_NAMES", "REPORT_POLICY", "content_policy", "script_hashes", "sign", "signed"]
+__all__ = ["LOOPBACK_NAMES", "REPORT_POLICY", "Guard", "content_policy", "script_hashes", "sign", "signed"]
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -100,8 +100,8 @@ class Guard:
         host = given.get(b"host", b"").decode("latin-1").lower()
         if self.hosts is not None and re.sub(r":\d+$", "", host) not in self.hosts:
             return (
-                f"this server is not called '{host[:80]}'; open it as {', '.join(sorted(self.hosts))}, or start it with "
-                "--host and a key."
+                f"this server is not called '{host[:80]}'; open it as {', '.join(sorted(self.hosts))}, or start it "
+                "with --host and a key."
             )
         origin = given.get(b"origin", b"").decode("latin-1").lower()
         foreign = origin and urlsplit(origin).netloc != host

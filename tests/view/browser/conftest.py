@@ -1,7 +1,7 @@
 """The page in a real browser: one Chromium a module, one server a session, and no test passes with a console error.
 
-Fixtures: `chromium` (the browser), `site` (a running page with the fake model and two traces), `page` (a fresh page, not
-yet opened: `page.goto(site.page)`; errors in its console, of its scripts and of its policy fail the test) and
+Fixtures: `chromium` (the browser), `site` (a running page with the fake model and two traces), `page` (a fresh page,
+not yet opened: `page.goto(site.page)`; errors in its console, of its scripts and of its policy fail the test) and
 `new_page` (more of them: `new_page(width=360, dark=True)`). A test that expects an error says
 `page.expected.append("part of the message")`.
 """
