@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from moeworks.cli import trace_show
 from moeworks.cli.options import Dtype, Json, TraceFolder, identity_like
 
 app = typer.Typer(name="trace", help="Look at traces, check, cut, join, import and export them.", no_args_is_help=True)
@@ -50,6 +51,9 @@ def _words(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+app.command("show")(trace_show.command)
 
 
 @app.command("import")

@@ -19,13 +19,13 @@ from moeworks.trace.requests import LABEL
 from moeworks.view.decoding import Decoder, decoder_for
 from moeworks.view.kept import KEPT, trace_hash
 from moeworks.view.pieces import text_pieces
-from moeworks.view.refusals import TooMuch
+from moeworks.view.refusals import NotThere, TooMuch
 from moeworks.where import PHASES
 
 if TYPE_CHECKING:
     from moeworks.trace import Trace
 
-__all__ = ["MOST_ROWS", "mean_distribution", "request_table", "texts_of", "token_table"]
+__all__ = ["MOST_ROWS", "mean_distribution", "request_table", "rows_of_request", "texts_of", "token_table"]
 
 Array = NDArray[Any]
 MOST_ROWS = 20_000
@@ -108,6 +108,18 @@ def texts_of(trace: Trace, start: int, stop: int, decoder: Decoder) -> tuple[Any
         lambda: text_pieces(decoder, rows.token[first:last], starts),
     )
     return pieces.text.slice(start - first, count), pieces.part[start - first : stop - first]
+
+
+def rows_of_request(trace: Trace, request: int) -> tuple[int, int]:
+    """Return the first row of a request and the row after its last one.
+
+    Raises:
+        NotThere: the trace has no row of it.
+    """
+    rows = np.flatnonzero(trace.rows().request == request)
+    if not len(rows):
+        raise NotThere(f"the trace has no rows of request {request}: it has requests 0 to {len(trace.requests) - 1}.")
+    return int(rows[0]), int(rows[-1]) + 1
 
 
 def _first_row(request: Array, row: int, *, end: bool = False) -> int:
