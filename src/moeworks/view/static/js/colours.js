@@ -15,11 +15,12 @@ const TWO_SIDED_DARK = ["#8fd0ff", "#4a9fd8", "#2b6a96", "#26404f", "#2a2d31", "
 /** @typedef {"cividis" | "viridis" | "two-sided"} ScaleName */
 
 const tables = {};
+const darkSystem = matchMedia("(prefers-color-scheme: dark)");
 
 /** @returns {boolean} whether the page is dark now */
 export function isDark() {
   const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  return chosen ? chosen === "dark" : darkSystem.matches;
 }
 
 /**
@@ -29,14 +30,13 @@ export function isDark() {
 export function useDark() {
   const [dark, setDark] = useState(isDark);
   useEffect(() => {
-    const query = matchMedia("(prefers-color-scheme: dark)");
     const read = () => setDark(isDark());
     addEventListener("moeworks-theme", read);
-    query.addEventListener("change", read);
+    darkSystem.addEventListener("change", read);
     read();
     return () => {
       removeEventListener("moeworks-theme", read);
-      query.removeEventListener("change", read);
+      darkSystem.removeEventListener("change", read);
     };
   }, []);
   return dark;

@@ -149,8 +149,13 @@ export function fillText(element_, text) {
  */
 export function tokenName(rows, row) {
   const text = rows.text[row - rows.start];
-  if (text === "") return rows.part[row - rows.start] ? "part of a character" : `token ${rows.token[row - rows.start]}`;
-  return shown(text);
+  if (rows.part[row - rows.start]) {
+    let end = row + 1;
+    while (end < rows.stop && rows.part[end - rows.start]) end += 1;
+    const whole = end < rows.stop && rows.request[end - rows.start] === rows.request[row - rows.start] ? rows.text[end - rows.start] : "";
+    return `part of ${whole ? shown(whole) : "a character"}`;
+  }
+  return text === "" ? `token ${rows.token[row - rows.start]}` : shown(text);
 }
 
 /** @param {string} text @returns {string} the text with white space as signs */

@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { column, getTable, useLoaded } from "moeworks/data";
 import { useKeys } from "moeworks/keys";
 import { Check, Empty, Failure, Field, formatNumber, html, Legend, Loading, Select, TraceSelect } from "moeworks/parts";
-import { kindColour } from "moeworks/colours";
+import { kindColour, useDark } from "moeworks/colours";
 import { change, hashOf, navigate, parseAddresses, wholeNumber } from "moeworks/state";
 import { missing, QUANTITIES, rangeOf, valueOf } from "moeworks/tokens-colour";
 import { createList } from "moeworks/tokens-list";
@@ -36,6 +36,7 @@ function Text({ trace, params, sources, requests }) {
   const { stretch, quantity, layer, expert, problem } = choice;
   const sample = useLoaded((signal) => fetchRows(trace.id, stretch.first, Math.min(stretch.stop, stretch.first + WINDOW), [layer], signal), [trace.id, stretch.first, stretch.stop, layer]);
   const loads = useLoaded(quantity === "load" ? (signal) => fetchLoads(trace.id, layer, signal) : () => null, [trace.id, layer, quantity]);
+  const dark = useDark();
   const ready = sample.value?.layers.has(layer) && (quantity !== "load" || loads.value);
   const colouring = useMemo(() => {
     if (!ready) return null;
@@ -43,7 +44,7 @@ function Text({ trace, params, sources, requests }) {
     const data = sample.value.layers.get(layer);
     const range = ["none", "expert"].includes(quantity) ? [0, 1] : rangeOf(quantity, data, sample.value.stop - sample.value.start, more);
     return { quantity, layer, range, ...more };
-  }, [ready, sample.value, loads.value, quantity, layer, expert]);
+  }, [ready, sample.value, loads.value, quantity, layer, expert, dark]);
   const found = useSearch(trace, stretch, params.find ?? "");
   const list = useTextList(trace, stretch, requests, colouring, choice.row, found);
   const error = sample.error ?? loads.error ?? list.error ?? found.error;
