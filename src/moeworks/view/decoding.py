@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moeworks.errors import BadTrace
 from moeworks.view.kept import KEPT
 
 if TYPE_CHECKING:
@@ -104,9 +105,18 @@ def decoder_of_tokenizer(tokenizer: Any) -> Decoder:
         return _of_backend(backend)
     if hasattr(tokenizer, "get_vocab"):
         return Decoder(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)))
+    return Decoder(tokenizer.decode, _one_byte)
+
+
+def _one_byte(token: int) -> bytes:
+    """Return what a token of the fake engine's tokenizer stands for: its byte, or nothing for the closing one."""
     from moeworks.engines.fake.network import END
 
-    return Decoder(tokenizer.decode, lambda token: b"" if token == END else bytes([token]))
+    if token == END:
+        return b""
+    if not 0 <= token < 256:
+        raise BadTrace(f"token {token} is none of the tokenizer, whose tokens are bytes; the trace is altered.")
+    return bytes([token])
 
 
 def _without(reason: str) -> Decoder:

@@ -175,7 +175,7 @@ def _requests(trace: Trace, decoder: Decoder) -> pa.Table:
 def _previews(token: Array, starts: Array, stops: Array, decoder: Decoder) -> Any:
     if decoder.reason or not len(starts):
         return pa.array([""] * len(starts), pa.string())
-    taken = np.minimum(stops - starts, PREVIEW)  # a token is rarely less than a character
+    taken = np.minimum(stops - starts, 4 * PREVIEW)  # a character is at most four tokens, each a byte of it
     first = np.cumsum(taken) - taken
     rows = np.repeat(starts - first, taken) + np.arange(taken.sum())
     text = text_pieces(decoder, token[rows], first).text
