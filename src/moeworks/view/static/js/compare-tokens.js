@@ -7,8 +7,8 @@ import { useKeys } from "moeworks/keys";
 import { change, hashOf, wholeNumber } from "moeworks/state";
 import { VirtualList } from "moeworks/compare-list";
 
-const BLOCK = 40; // tokens drawn together
-const PAGE = 4000; // tokens fetched together
+const BLOCK = 96; // tokens drawn together
+const PAGE = 40 * BLOCK; // tokens fetched together
 
 /** @param {{a: any, b: any, params: Record<string, string>, layers: number}} props */
 export function ComparedTokens({ a, b, params, layers }) {
@@ -43,7 +43,7 @@ export function ComparedTokens({ a, b, params, layers }) {
       }
       const page = await pages.load(Math.floor(row / PAGE));
       const at = row % PAGE;
-      if (page.flips[at] > 0 || !page.same[at]) {
+      if (page.changed(at)) {
         change({ a: a.id, b: b.id, row }, { replace: true });
         break;
       }
@@ -69,6 +69,7 @@ export function ComparedTokens({ a, b, params, layers }) {
         <span><mark class="flip flip-1">abc</mark> other experts in some layers</span>
         <span><mark class="flip flip-4">abc</mark> in most</span>
         <span><mark class="other">abc</mark> another token</span>
+      <span><span class="beyond">abc</span> after the texts parted: routes not compared</span>
       </p>
       <div class="compare-heads" aria-hidden="true"><span>A: ${a.name}</span><span>B: ${b.name}</span></div>
       ${blocks.length === 0
@@ -87,7 +88,7 @@ function blocksOf(/** @type {number} */ total, /** @type {any} */ page) {
     const stop = Math.min(start + BLOCK, total);
     if (page) {
       let changed = false;
-      for (let row = start; row < stop && !changed; row += 1) changed = page.flips[row] > 0 || !page.same[row];
+      for (let row = start; row < stop && !changed; row += 1) changed = page.changed(row);
       if (!changed) continue;
     }
     blocks.push({ start, stop });
@@ -103,14 +104,25 @@ function Block({ block, pages, layers, chosen, pick }) {
     pages.load(number);
     return html`<div class="compare-block loading">row ${block.start.toLocaleString("en")} …</div>`;
   }
-  const rows = Array.from({ length: block.stop - block.start }, (_, i) => (block.start % PAGE) + i).filter((at) => at < page.rows);
-  const side = (/** @type {"a" | "b"} */ which) => rows.map((at) => html`<${Token} key=${at} page=${page} at=${at} which=${which} layers=${layers} chosen=${chosen} offset=${number * PAGE} pick=${pick} />`);
-  return html`
-    <div class="compare-block">
-      <p class="compare-side" dir="auto">${side("a")}</p>
-      <p class="compare-side" dir="auto">${side("b")}</p>
-    </div>
-  `;
+  const all = Array.from({ length: block.stop - block.start }, (_, i) => (block.start % PAGE) + i).filter((at) => at < page.rows);
+  const side = (/** @type {number[]} */ rows, /** @type {"a" | "b"} */ which) => rows.map((at) => html`<${Token} key=${at} page=${page} at=${at} which=${which} layers=${layers} chosen=${chosen} offset=${number * PAGE} pick=${pick} />`);
+  return byRequest(page, all).map(
+    (rows) => html`<div class="compare-block" key=${rows[0]}>
+      <p class="compare-side" dir="auto">${side(rows, "a")}</p>
+      <p class="compare-side" dir="auto">${side(rows, "b")}</p>
+    </div>`,
+  );
+}
+
+/** Cut rows where one text ends and the next begins, so that both sides stand level. */
+function byRequest(/** @type {any} */ page, /** @type {number[]} */ rows) {
+  /** @type {number[][]} */
+  const runs = [];
+  for (const at of rows) {
+    if (runs.length && page.request[at] === page.request[at - 1]) runs.at(-1)?.push(at);
+    else runs.push([at]);
+  }
+  return runs;
 }
 
 /** One token of one side; a request's first token says so. */
@@ -122,10 +134,10 @@ function Token({ page, at, which, layers, chosen, offset, pick }) {
   const same = Boolean(page.same[at]);
   const flips = page.flips[at] ?? 0;
   const row = offset + at;
-  const classes = [!same ? "other" : flips > 0 ? `flip flip-${Math.min(4, Math.ceil((4 * flips) / layers))}` : "", chosen === row ? "chosen" : ""].filter(Boolean).join(" ");
   const words = visible(text);
-  if (!classes) return html`${head}<span>${words}</span>`;
-  return html`${head}<mark class=${classes} tabindex="0" role="button" aria-label=${`${text.trim() || "space"}: ${same ? `other experts in ${flips} of ${layers} layers` : "another token"}`}
+  const kind = !same ? "other" : flips > 0 ? `flip flip-${Math.min(4, Math.ceil((4 * flips) / layers))}` : "";
+  if (!kind && chosen !== row) return html`${head}<span class=${page.comparable[at] ? "" : "beyond"}>${words}</span>`;
+  return html`${head}<mark class=${`${kind} ${chosen === row ? "chosen" : ""}`} tabindex="0" role="button" aria-label=${`${text.trim() || "space"}: ${same ? `other experts in ${flips} of ${layers} layers` : "another token"}`}
     onClick=${() => pick(row)} onKeyDown=${(/** @type {KeyboardEvent} */ event) => event.key === "Enter" && pick(row)}>${words}</mark>`;
 }
 
@@ -136,7 +148,8 @@ function visible(/** @type {string} */ text) {
 
 /** What happened to the chosen token. */
 function Picked({ page, at, a, b }) {
-  const flipped = page.layers.filter((/** @type {any} */ one) => one.overlap[at] < 1);
+  const size = new Map(a.layers.map((/** @type {any} */ one) => [one.layer, one.top_k]));
+  const flipped = page.comparable[at] ? page.layers.filter((/** @type {any} */ one) => one.overlap[at] < (size.get(one.layer) ?? 0)) : [];
   const row = { a: page.rowA[at], b: page.rowB[at] };
   return html`
     <aside class="compare-picked" aria-live="polite">
@@ -144,8 +157,10 @@ function Picked({ page, at, a, b }) {
         Text ${page.request[at]}, position ${page.position[at]}:
         ${page.same[at] ? html` <b dir="auto">${quoted(page.textA[at])}</b>` : html` <b dir="auto">${quoted(page.textA[at])}</b> in A, <b dir="auto">${quoted(page.textB[at])}</b> in B`}.
         ${flipped.length
-          ? ` Other experts in ${flipped.length === 1 ? "layer" : "layers"} ${flipped.map((/** @type {any} */ one) => `${one.layer} (${Math.round(one.overlap[at] * 100)} % in common)`).join(", ")}.`
-          : page.same[at] ? " The same experts in all layers." : ""}
+          ? ` Other experts in ${flipped.length === 1 ? "layer" : "layers"} ${flipped.map((/** @type {any} */ one) => `${one.layer} (${one.overlap[at]} of ${size.get(one.layer)} in common)`).join(", ")}.`
+          : page.comparable[at]
+            ? page.same[at] ? " The same experts in all layers." : ""
+            : " The texts were different before it, so that its routes cannot be compared."}
       </p>
       <p class="compare-links">
         ${row.a !== null && html`<a href=${hashOf("tokens", { trace: a.id, row: row.a })}>In Tokens: A</a>`}
@@ -197,17 +212,26 @@ function readPage(table) {
     .map((field) => /^L(\d+)\.overlap$/.exec(field.name))
     .filter((match) => match !== null)
     .map((match) => ({ layer: Number(match[1]), overlap: column(table, match[0]) }));
+  const [same, flips] = [values(table, "same"), values(table, "flips").map((/** @type {number | null} */ one) => one ?? 0)];
   return {
-    rows: table.numRows, layers,
-    rowA: values(table, "row_a") ?? values(table, "row"), rowB: values(table, "row_b") ?? values(table, "row"),
-    request: column(table, "request"), position: column(table, "position"),
-    textA: column(table, "text_a"), textB: column(table, "text_b"),
-    same: values(table, "same"), flips: column(table, "flips"),
+    rows: table.numRows,
+    layers,
+    rowA: values(table, "row_a"),
+    rowB: values(table, "row_b"),
+    request: column(table, "request"),
+    position: column(table, "position"),
+    textA: values(table, "text_a"),
+    textB: values(table, "text_b"),
+    same,
+    flips,
+    comparable: values(table, "same_context"),
+    changed: (/** @type {number} */ at) => flips[at] > 0 || !same[at],
   };
 }
 
 /** A column whose values may be missing, as a list. */
 function values(/** @type {import("apache-arrow").Table} */ table, /** @type {string} */ name) {
   const vector = table.getChild(name);
-  return vector ? Array.from(vector, (value) => (typeof value === "bigint" ? Number(value) : value)) : null;
+  if (!vector) throw new Error(`the server's table has no column ${name}.`);
+  return Array.from(vector, (value) => (typeof value === "bigint" ? Number(value) : value));
 }

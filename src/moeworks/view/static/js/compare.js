@@ -1,11 +1,11 @@
 // The view Compare: two traces of the same texts, what they have in common, where they part, and the tokens that changed.
 
 import { Chart } from "moeworks/layers-chart";
-import { seriesOf } from "moeworks/layers-series";
+import { digits, seriesOf } from "moeworks/layers-series";
 import { useTheme } from "moeworks/layers-theme";
 import { ComparedTokens } from "moeworks/compare-tokens";
 import { getJson, useLoaded } from "moeworks/data";
-import { Button, Command, Empty, Failure, formatNumber, formatShare, html, Loading, Select, Table, TraceSelect } from "moeworks/parts";
+import { Button, Command, Empty, Failure, formatShare, html, Loading, Select, Table, TraceSelect } from "moeworks/parts";
 import { change, hashOf } from "moeworks/state";
 
 /** The pictures: name, title, number with interval and chance. */
@@ -70,10 +70,12 @@ function Pair({ a, b, params }) {
         html`<div class="controls"><${Select} label="Picture" value=${name} options=${drawable.map(([key, one]) => ({ value: key, label: one.label }))} onChange=${(/** @type {string} */ by) => change({ by }, { replace: true })} /></div>`}
         <${Chart} title=${picture.label.replace(/^./, (letter) => letter.toUpperCase())} series=${lines} theme=${theme} zero=${true} height=${240} />
         ${name === "overlap" && html`<p class="quiet">Dashed: two routers that know nothing of each other. Whiskers: 95 % intervals from resampled documents.</p>`}
+      </section>
+      <section class="compare-numbers">
         <details class="numbers" open>
           <summary>The numbers</summary>
           <${Table} caption="By layer" rows=${layers} columns=${columnsOf(layers)} first=${100} />
-          ${found.labels?.length > 0 && html`<${Table} caption="By label" rows=${found.labels} columns=${Object.keys(found.labels[0]).map((one) => ({ name: one, numeric: typeof found.labels[0][one] === "number" }))} />`}
+          ${found.labels?.length > 0 && html`<${Table} caption="By label" rows=${found.labels} columns=${Object.keys(found.labels[0]).map((one) => ({ name: one, numeric: typeof found.labels[0][one] === "number", show: (/** @type {any} */ row) => digits(row[one]) }))} />`}
         </details>
         ${found.command && html`<${Command} command=${found.command} />`}
       </section>
@@ -125,6 +127,6 @@ function columnsOf(layers) {
     .filter((name) => layers.some((one) => one[name] !== null && one[name] !== undefined && one[name] !== ""))
     .map((name) => {
       const numeric = layers.some((one) => typeof one[name] === "number");
-      return { name, label: name.replaceAll("_", " "), numeric, show: (/** @type {any} */ row) => (typeof row[name] === "number" ? formatNumber(row[name]) : row[name] || "–") };
+      return { name, label: name.replaceAll("_", " "), numeric, show: (/** @type {any} */ row) => (typeof row[name] === "number" ? digits(row[name]) : row[name] || "–") };
     });
 }

@@ -47,8 +47,8 @@ export function Chart({ series, title, axis = "layer", theme = "", zero = false,
           y: { range: () => [low, high] },
         },
         axes: [
-          { stroke: colours.ink, font, grid: { show: false }, ticks: tick, incrs: steps(xs), label: axis, labelFont: font, labelSize: 20 },
-          { stroke: colours.ink, font, grid, ticks: { show: false }, size: 56, values: (_u, ticks) => ticks.map(short) },
+          { stroke: colours.ink, font, grid: { show: false }, ticks: tick, incrs: steps(xs), label: axis, labelFont: font, labelSize: 18, labelGap: 0, size: 26, gap: 4 },
+          { stroke: colours.ink, font, grid, ticks: { show: false }, size: 48, values: (_u, ticks) => ticks.map(short) },
         ],
         series: [{}, ...lines.map(() => ({ paths: () => null, points: { show: false } }))],
         hooks: {

@@ -6,6 +6,7 @@ const PALETTE = [0, 5, 2, 3, 4, 1].map((kind) => KINDS[kind]); // without yellow
 const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
 const BANDS_FROM = 25; // values along the axis from which intervals are bands, since whiskers would run together
 const DODGE = 5; // pixels between the whiskers of two lines at the same place
+const MOST_DODGED = 6; // lines; of more, shifted points would seem to lie between layers
 
 /**
  * Return the colour and dash of a line: six colours, then the same dashed.
@@ -42,10 +43,11 @@ export function drawMarks(u, { lines, at, xs }, colours) {
   const shown = lines.filter((line) => !line.hidden);
   const bands = xs.length >= BANDS_FROM;
   const room = xs.length > 1 ? Math.abs(u.valToPos(xs[1], "x", true) - u.valToPos(xs[0], "x", true)) : 200;
-  const step = bands ? 0 : Math.min(DODGE * ratio, (room * 0.5) / Math.max(shown.length, 1));
+  const step = bands || shown.length > MOST_DODGED ? 0 : Math.min(DODGE * ratio, (room * 0.3) / Math.max(shown.length, 1));
   ctx.save();
   ctx.beginPath();
-  ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+  const edge = 6 * ratio; // so that points on the axis stay whole
+  ctx.rect(u.bbox.left - edge, u.bbox.top - edge, u.bbox.width + 2 * edge, u.bbox.height + 2 * edge);
   ctx.clip();
   ctx.lineJoin = "round";
   chanceLevels(u, shown, colours, ratio, at === null ? null : lines[at.line]);

@@ -25,25 +25,18 @@ const FIRST = { divergence: "normalised", balance: "max_violation", confidence: 
  * @typedef {{key: string, label: string, points: {x: number, y: number, low?: number, high?: number, chance: number[]}[]}} Series
  */
 
-/** @param {string} spec a column, or `name [low high]` @returns {{name: string, low?: string, high?: string}} */
-function readColumn(spec) {
-  const match = /^(\S+) \[(\S+) (\S+)\]$/.exec(spec);
-  return match ? { name: match[1], low: match[2], high: match[3] } : { name: spec };
-}
-
 /**
  * Return the numbers of a diagnostic that can be drawn, each with its interval and the levels it has by chance.
- * @param {{what: string, columns?: string[], rows: Record<string, any>[]}} diagnostic
+ * @param {{what: string, shown?: {name: string, ends: string[]}[], rows: Record<string, any>[]}} diagnostic
  * @returns {Metric[]}
  */
-export function metricsOf({ what, columns = [], rows }) {
+export function metricsOf({ what, shown: given, rows }) {
   const present = rows[0] ?? {};
-  const specs = columns.length ? columns.map(readColumn) : Object.keys(present).map((name) => ({ name }));
+  const specs = given ?? Object.keys(present).map((name) => ({ name, ends: [] }));
   const numeric = (/** @type {string} */ name) => rows.some((row) => typeof row[name] === "number");
   /** @type {Metric[]} */
   const found = [];
-  for (const spec of specs) {
-    const { name } = spec;
+  for (const { name, ends } of specs) {
     if (KEYS.has(name) || TABLE_ONLY.has(name) || !numeric(name)) continue;
     if (/(^|_)(low|high)$/.test(name)) continue;
     if (/chance$/.test(name)) {
@@ -51,8 +44,8 @@ export function metricsOf({ what, columns = [], rows }) {
       if (owner && !owner.chance.includes(name)) owner.chance.push(name);
       continue;
     }
-    const low = spec.low ?? (`${name}_low` in present ? `${name}_low` : undefined);
-    const high = spec.high ?? (`${name}_high` in present ? `${name}_high` : undefined);
+    const low = ends[0] ?? (`${name}_low` in present ? `${name}_low` : undefined);
+    const high = ends[1] ?? (`${name}_high` in present ? `${name}_high` : undefined);
     const own = [`${name}_chance`].filter((one) => one in present && numeric(one));
     found.push({ name, low, high, chance: own });
   }

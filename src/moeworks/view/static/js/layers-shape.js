@@ -13,15 +13,20 @@ export function UShape({ trace, label, base, rows }) {
   );
   const found = rows ?? loaded.value?.rows;
   if (!found?.length) return null; // a trace that cannot tell it has its divergence all the same
+  const shaped = found.filter((/** @type {any} */ row) => row.u_shape).map((/** @type {any} */ row) => row.value);
   return html`
+    <p>
+      ${shaped.length ? html`U-shaped for certain – larger at both ends than in the middle: <b>${shaped.join(", ")}</b>; not so: ${found.length - shaped.length} of ${found.length}.` : `For none of ${found.length} is the curve U-shaped for certain, which is larger at both ends than in the middle.`}
+    </p>
+    <details open=${found.length <= 4}><summary>Ends less middle, for each</summary>
     <ul class="verdicts" aria-label="U-shape">
       ${found.map(
         (row) => html`<li key=${row.value}>
-          <b dir="auto">${row.value}</b>${" "}
+          <b dir="auto">${row.value || "all"}</b>${" "}
           <span class=${row.u_shape ? "verdict-yes" : "verdict-no"}>${row.u_shape ? "U-shaped" : "no U-shape"}</span>${" "}
-          <span class="quiet">ends − middle ${digits(row.difference)} [${digits(row.low)}, ${digits(row.high)}], p ${digits(row.p)}</span>
+          <span class="quiet">${digits(row.difference)}${typeof row.low === "number" ? ` [${digits(row.low)}, ${digits(row.high)}]` : ", too few documents for an interval"}, p ${digits(row.p)}</span>
         </li>`,
       )}
-    </ul>
+    </ul></details>
   `;
 }

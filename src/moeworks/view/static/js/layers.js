@@ -18,6 +18,11 @@ const GROUPS = [
   ["What goes with what?", ["coactivation", "transitions", "paths"]],
   ["How did training move it?", ["saturation", "drift"]],
 ];
+const CACHE = {
+  what: "cache", possible: true, why_not: "", labels: [], label: null, values: {}, base: null,
+  reading: "share of the experts that a token needs and that a memory of this size holds already, by the rule that decides what is kept; "
+    + "chance: any experts are kept; Belady sees the future, which no rule can",
+};
 const MOST_LINES = 18; // lines that one chart can tell apart; of more, the first are drawn
 
 /** @param {{route: import("moeworks/state").Route, sources: any}} props */
@@ -35,17 +40,16 @@ export function View({ route, sources }) {
 /** Everything that is chosen within one trace. */
 function OfTrace({ params, sources, trace }) {
   const list = useLoaded((signal) => getJson(`api/traces/${trace.id}/layers`, { signal }), [trace.id]);
-  const labels = Object.keys(trace.labels ?? {});
   const choose = (/** @type {Record<string, any>} */ changes) => change({ trace: trace.id, ...changes });
   if (list.error) return html`<${Failure} error=${list.error} again=${list.again} />`;
   if (!list.value) return html`<${Loading} what="Looking what this trace can tell" />`;
-  const offered = new Map(list.value.diagnostics.map((/** @type {any} */ one) => [one.what, one]));
+  const offered = new Map([...list.value, CACHE].map((/** @type {any} */ one) => [one.what, one]));
   const possible = (/** @type {string} */ what) => offered.get(what)?.possible;
   const wanted = params.what && offered.has(params.what) ? params.what : ["divergence", "balance"].find(possible) ?? [...offered.keys()][0];
   const about = offered.get(wanted);
-  const label = labels.includes(params.label) ? params.label : about.takes?.includes("label") ? usualLabel(labels) : "";
-  const values = Object.keys(trace.labels?.[label] ?? {});
-  const base = values.includes(params.base) ? params.base : "";
+  const label = about.labels.includes(params.label) ? params.label : (about.label ?? "");
+  const values = about.values[label] ?? [];
+  const base = values.includes(params.base) ? params.base : label === about.label ? (about.base ?? "") : (values[0] ?? "");
   const options = GROUPS.flatMap(([group, names]) =>
     names.filter((name) => offered.has(name)).map((name) => ({
       value: name, group, label: possible(name) ? title(name) : `${title(name)} (not here)`,
@@ -55,17 +59,17 @@ function OfTrace({ params, sources, trace }) {
     <div class="controls">
       <${TraceSelect} sources=${sources} value=${trace.id} onChange=${(id) => change({ trace: id, label: null, base: null, by: null })} />
       <${Select} label="What" value=${wanted} options=${options} onChange=${(what) => choose({ what, metric: null, by: null, sort: null })} />
-      ${about.takes?.includes("label") && labels.length > 0 &&
-      html`<${Select} label="Label" value=${label} options=${labels} onChange=${(name) => choose({ label: name, base: null })} />`}
-      ${about.takes?.includes("base") && values.length > 0 &&
-      html`<${Select} label="Compared with" value=${base} onChange=${(name) => choose({ base: name })}
-        options=${[{ value: "", label: "the usual base" }, ...values]} />`}
+      ${about.possible && about.labels.length > 0 &&
+      html`<${Select} label="Label" value=${label} onChange=${(name) => choose({ label: name, base: null })}
+        options=${about.label === null ? [{ value: "", label: "none" }, ...about.labels] : about.labels} />`}
+      ${about.possible && values.length > 0 &&
+      html`<${Select} label="Compared with" value=${base} options=${values} onChange=${(name) => choose({ base: name })} />`}
     </div>
     ${about.possible
       ? html`<${OneDiagnostic} key=${wanted} what=${wanted} params=${params} trace=${trace} choose=${choose}
-          label=${about.takes?.includes("label") ? label : ""} base=${about.takes?.includes("base") ? base : ""} />`
+          label=${label} base=${values.length ? base : ""} />`
       : html`<${Empty} title=${`${title(wanted)} cannot be told from this trace`}>
-          <p>${about.reason}</p>
+          <p>${sentence(about.why_not)}</p>
           <p>Choose another diagnostic above${wanted === "divergence" ? ", or record texts with labels" : ""}.</p>
         <//>`}
   `;
@@ -82,7 +86,7 @@ function OneDiagnostic({ what, params, trace, label, base, choose }) {
   const found = loaded.value;
   const rows = found.rows.filter((/** @type {any} */ row) => row.expert === undefined || row.expert === null || what !== "srp");
   const axis = what === "cache" ? "share" : "layer";
-  const metrics = metricsOf({ what, columns: found.columns, rows });
+  const metrics = metricsOf({ what, shown: found.shown, rows });
   const metric = metrics.find((one) => one.name === params.metric) ?? firstMetric(what, metrics);
   const facets = facetsOf(rows, axis).filter((facet) => facet.values.length <= 64 && !["held", "capacity"].includes(facet.name));
   const by = facets.find((facet) => facet.name === params.by) ?? facets[0];
@@ -103,6 +107,7 @@ function OneDiagnostic({ what, params, trace, label, base, choose }) {
       ${others.map((facet) => html`<${Select} key=${facet.name} label=${words(facet.name)} value=${chosen[facet.name]} options=${facet.values}
         onChange=${(value) => choose({ [facet.name]: value })} />`)}
     </div>`}
+    <div class="layers-view">
     <section class="layers-body">
       ${drawable &&
       html`<${Chart} title=${`${title(what)}: ${words(metric.name)}`} axis=${axis === "share" ? "share of experts kept" : "layer"} theme=${theme}
@@ -110,21 +115,35 @@ function OneDiagnostic({ what, params, trace, label, base, choose }) {
       ${lines.length > MOST_LINES && html`<p class="quiet">The first ${MOST_LINES} of ${lines.length} lines are drawn; all are in the table.</p>`}
       ${metric?.chance.length > 0 && drawable &&
       html`<p class="quiet">Dashed without points: ${metric.chance.map(words).join("; dotted: ")}. ${metric.low ? "Whiskers: 95 % intervals from resampled documents." : ""}</p>`}
-      <p class="reading">${sentence(found.reading)}</p>
+      ${metric && drawable && !metric.chance.length && metrics.some((one) => one.chance.length) &&
+      html`<p class="quiet">No chance level is known for this number; there is one for ${metrics.filter((one) => one.chance.length).map((one) => words(one.name)).join(", ")}.</p>`}
+      <${Reading} text=${found.reading ?? CACHE.reading} />
       ${(what === "divergence" || what === "u_shape") && html`<${UShape} trace=${trace} label=${label} base=${base} rows=${what === "u_shape" ? rows : null} />`}
       ${found.note && html`<p class="quiet">${found.note}</p>`}
     </section>
-    <${Numbers} what=${what} rows=${drawable ? drawn : rows} columns=${found.columns} trace=${trace} />
+    <div class="layers-numbers">
+    <${Numbers} what=${what} rows=${drawable ? drawn : rows} shown=${found.shown} trace=${trace} />
     <${Command} command=${found.command} />
+    </div></div>
   `;
 }
 
+/** How to read the numbers: a list of terms, as the command prints it. */
+function Reading({ text }) {
+  return html`<ul class="reading" aria-label="How to read this">
+    ${text.split("; ").map((/** @type {string} */ part) => {
+      const [, term, meaning] = /^([^:]{1,40}): (.+)$/s.exec(part) ?? [];
+      return html`<li key=${part}>${term ? html`<b>${words(term)}</b>: ${meaning}` : part}</li>`;
+    })}
+  </ul>`;
+}
+
 /** The table twin: all numbers of what is drawn. */
-function Numbers({ what, rows, columns, trace }) {
+function Numbers({ what, rows, shown: given, trace }) {
   const [all, setAll] = useState(false);
   if (!rows.length) return html`<p class="quiet">There are no rows: this trace has nothing to count here.</p>`;
-  const names = all || !columns?.length ? Object.keys(rows[0]) : columns.map((/** @type {string} */ one) => one.split(" ")[0]).filter((/** @type {string} */ one) => one in rows[0]);
-  const interval = new Map((columns ?? []).map((/** @type {string} */ one) => /^(\S+) \[(\S+) (\S+)\]$/.exec(one)).filter(Boolean).map((/** @type {any} */ one) => [one[1], [one[2], one[3]]]));
+  const names = all || !given ? Object.keys(rows[0]) : given.map((/** @type {any} */ one) => one.name).filter((/** @type {string} */ one) => one in rows[0]);
+  const interval = new Map((given ?? []).map((/** @type {any} */ one) => [one.name, one.ends.length === 2 ? one.ends : undefined]));
   const cell = (/** @type {string} */ name) => (/** @type {any} */ row) => {
     if (name === "expert" && typeof row.expert === "number" && typeof row.layer === "number") {
       const address = `L${row.layer}.E${row.expert}`;
@@ -137,7 +156,7 @@ function Numbers({ what, rows, columns, trace }) {
   return html`
     <details class="numbers" open>
       <summary>The numbers</summary>
-      <label class="check"><input type="checkbox" checked=${all} onChange=${(event) => setAll(event.currentTarget.checked)} /><span>all columns</span></label>
+      ${given && html`<label class="check"><input type="checkbox" checked=${all} onChange=${(event) => setAll(event.currentTarget.checked)} /><span>all columns</span></label>`}
       <${Table} caption=${`${title(what)}, ${rows.length.toLocaleString("en")} rows`} first=${100} rows=${rows}
         columns=${names.map((/** @type {string} */ name) => ({ name, label: words(name), numeric: rows.some((/** @type {any} */ row) => typeof row[name] === "number"), show: cell(name) }))} />
     </details>
@@ -162,9 +181,4 @@ function sentence(text) {
   if (!text) return "";
   const whole = text.replace(/^./, (letter) => letter.toUpperCase());
   return /[.!?]$/.test(whole) ? whole : `${whole}.`;
-}
-
-/** @param {string[]} labels */
-function usualLabel(labels) {
-  return labels.includes("lang") ? "lang" : (labels[0] ?? "");
 }

@@ -23,14 +23,14 @@ export function Study({ study, sources }) {
       </p>
     </header>
     <${Table} caption="What was found for each probe" rows=${found.probes} rowKey=${(/** @type {any} */ row) => row.name} columns=${columns(sources)} />
-    <${Report} study=${study} address=${found.report} />
+    <${Report} study=${study} />
     ${found.command && html`<${Command} command=${found.command} />`}
   `;
 }
 
 /** The study's own report; it may run nothing and reach nothing. */
-function Report({ study, address }) {
-  const url = address ?? `api/studies/${study.id}/report`;
+function Report({ study }) {
+  const url = study.report;
   return html`
     <section aria-label="Report">
       <p><a href=${url} target="_blank" rel="noopener noreferrer">Open the report in a tab of its own</a></p>

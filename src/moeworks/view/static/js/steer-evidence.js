@@ -18,7 +18,7 @@ export function EvidenceCard({ plan, params, sources }) {
   if (!sources.can.evaluate || !sources.probes.length) return null;
   const probe = sources.probes.includes(params.probe) ? params.probe : usualProbe(sources, params);
   const limit = Math.max(wholeNumber(params.limit, 24) ?? 24, 1);
-  const controls = Math.max(wholeNumber(params.controls, 3) ?? 3, 0);
+  const controls = Math.max(wholeNumber(params.controls, 3) ?? 3, 1);
   const key = JSON.stringify([plan.hash, probe, limit, controls]);
 
   const start = async () => {
@@ -53,7 +53,7 @@ export function EvidenceCard({ plan, params, sources }) {
           ${(/** @type {string} */ id) => html`<input id=${id} type="number" min="1" max="10000" value=${limit} onChange=${(/** @type {any} */ event) => change({ limit: event.currentTarget.value }, { replace: true })} />`}
         <//>
         <${Field} label="Random plans">
-          ${(/** @type {string} */ id) => html`<input id=${id} type="number" min="0" max="50" value=${controls} onChange=${(/** @type {any} */ event) => change({ controls: event.currentTarget.value }, { replace: true })} />`}
+          ${(/** @type {string} */ id) => html`<input id=${id} type="number" min="1" max="100" value=${controls} onChange=${(/** @type {any} */ event) => change({ controls: event.currentTarget.value }, { replace: true })} />`}
         <//>
         ${!progress && html`<${Button} onClick=${start} disabled=${!plan.plan || plan.problems.length > 0} title=${plan.plan ? "" : "Choose experts first"}>Measure<//>`}
       </div>
@@ -72,7 +72,8 @@ export function EvidenceCard({ plan, params, sources }) {
 function usualProbe(/** @type {any} */ sources, /** @type {Record<string, string>} */ params) {
   const scores = sources.scores.find((/** @type {any} */ one) => one.id === params.scores) ?? sources.scores[0];
   const value = params.value ?? /=(.+)$/.exec(scores?.contrast ?? "")?.[1];
-  return sources.probes.find((/** @type {string} */ name) => value && name.endsWith(`/${value}`)) ?? sources.probes[0];
+  const wanted = [`language/${value}`, sources.probes.find((/** @type {string} */ name) => value && name.endsWith(`/${value}`))];
+  return wanted.find((name) => name && sources.probes.includes(name)) ?? sources.probes[0];
 }
 
 function readKept() {

@@ -1,17 +1,18 @@
 // The plan that the choices make, or that was loaded: checked by the server, in words, counted, saved.
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { getJson, postJson } from "moeworks/data";
+import { getJson, postJson, useLoaded } from "moeworks/data";
 import { Button, Card, Failure, html, Loading, Select } from "moeworks/parts";
 import { change } from "moeworks/state";
 import { countPicks, OPERATIONS, operationsOf, paramsOf } from "moeworks/steer-picks";
 
 const KEPT = "moeworks-steer-plan"; // the loaded file, kept for this tab
 const LARGEST = 2_000_000; // bytes of a plan file; the server takes no larger body
+const MOST_DRY = 100_000; // rows of a trace that decisions are counted on while somebody chooses
 const WAIT = 200; // milliseconds without a change before the server is asked
 
 /**
- * @typedef {{source: "none" | "picks" | "name" | "file", plan: any, hash: string, explanation: string[], problems: string[],
+ * @typedef {{source: "none" | "picks" | "name" | "file", plan: any, operations?: any[], hash: string, explanation: string[], problems: string[],
  *   counts: {experts: number, layers: number}, loading: boolean, error: Error | null}} PlanState
  */
 
@@ -56,7 +57,7 @@ export function usePlan({ picks, strength, factor, name, loaded, problems }) {
 /** @param {any[]} operations @param {Record<string, string[]>} picks @param {AbortSignal} signal */
 async function ofPicks(operations, picks, signal) {
   const found = await postJson("api/plan", { operations }, { signal });
-  return { source: /** @type {const} */ ("picks"), plan: found.plan, hash: found.hash, explanation: found.explanation, problems: found.problems, counts: countPicks(picks) };
+  return { source: /** @type {const} */ ("picks"), plan: found.plan, operations, hash: found.hash, explanation: found.explanation, problems: found.problems, counts: countPicks(picks) };
 }
 
 /** @param {string} name a plan of the server, or `file` @param {AbortSignal} signal */
@@ -86,9 +87,10 @@ export function picksOfPlan(plan) {
 
 /**
  * The plan in words, what it touches, and its file.
- * @param {{plan: PlanState, name: string, sources: any, choose: (picks: Record<string, string[]>) => void}} props
+ * @param {{plan: PlanState, name: string, params: Record<string, string>, sources: any,
+ *   choose: (picks: Record<string, string[]>) => void}} props
  */
-export function PlanCard({ plan, name, sources, choose }) {
+export function PlanCard({ plan, name, params, sources, choose }) {
   const [error, setError] = useState("");
   const input = useRef(/** @type {HTMLInputElement | null} */ (null));
   const load = async (/** @type {any} */ event) => {
@@ -116,6 +118,7 @@ export function PlanCard({ plan, name, sources, choose }) {
             ? "No plan yet: both texts would be the same."
             : "Lists no experts."}
       </p>
+      <${DryRun} plan=${plan} sources=${sources} params=${params} />
       ${plan.loading && !plan.explanation.length && html`<${Loading} what="Checking the plan" />`}
       ${plan.error && html`<${Failure} error=${plan.error} />`}
       ${plan.problems.length > 0 &&
@@ -140,6 +143,24 @@ export function PlanCard({ plan, name, sources, choose }) {
       </div>
       ${error && html`<${Failure} error=${error} />`}
     <//>
+  `;
+}
+
+/** How many decisions of a trace the plan would change, told without running the model. */
+function DryRun({ plan, sources, params }) {
+  const model = sources.model;
+  const fits = (/** @type {any} */ one) => one.logits && one.weight_hash === model.hash && one.rows <= MOST_DRY;
+  const trace = sources.traces.find((/** @type {any} */ one) => one.id === params.trace && fits(one)) ?? sources.traces.find(fits);
+  const operations = plan.source === "picks" && plan.plan && !plan.problems.length ? plan.operations : null;
+  const found = useLoaded((signal) => (trace && operations ? postJson("api/plan", { operations, trace: trace.id }, { signal }) : null), [trace?.id, plan.hash]);
+  const layers = found.value?.changed;
+  if (!operations || !layers?.length) return null;
+  const most = layers.reduce((/** @type {any} */ best, /** @type {any} */ one) => (one.changed > best.changed ? one : best), layers[0]);
+  return html`
+    <p class="quiet">
+      On the trace ${trace.name} it would change the experts of <b>${most.changed.toLocaleString("en")}</b> of ${most.rows.toLocaleString("en")} rows in
+      layer ${most.layer}, where it changes most, before anything that follows from that.
+    </p>
   `;
 }
 

@@ -100,7 +100,7 @@ function LayerBars({ counted }) {
         ${counted.layers.map(
           (/** @type {any} */ one) => html`<tr key=${one.layer}>
             <th scope="row">layer ${one.layer}</th>
-            <td class="bar"><span style=${{ "--share": counted.rows ? one.changed / counted.rows : 0 }}></span></td>
+            <td class="layer-share"><span style=${{ "--share": counted.rows ? one.changed / counted.rows : 0 }}></span></td>
             <td class="numeric">${one.changed.toLocaleString("en")}</td>
           </tr>`,
         )}

@@ -49,7 +49,7 @@ function Steering({ params, sources }) {
     <div class="steer">
       <div class="steer-side">
         <${ExpertChoice} picks=${picks} choose=${choose} strength=${strength} factor=${factor} params=${params} sources=${sources} plan=${plan} />
-        <${PlanCard} plan=${plan} name=${params.plan ?? ""} sources=${sources} choose=${choose} />
+        <${PlanCard} plan=${plan} name=${params.plan ?? ""} params=${params} sources=${sources} choose=${choose} />
       </div>
       <div class="steer-main">
         <${PromptCard} typed=${typed} type=${type} tokens=${tokens} chat=${chat} params=${params} sources=${sources} generate=${generate} texts=${texts} plan=${plan} />
