@@ -1,13 +1,16 @@
 """What any server of plans must do for the real OpenAI client; written against an address alone.
 
 A test class takes these tests by inheriting from `ClientSuite`; its module gives the fixtures `served`, a running
-server, and `client` (`client_of`). The plans of the server are named `expert-0` and `expert-1`: under each, that expert
-runs for every token in every layer (`helpers.servers.signature`).
+server that keeps the traces of some answers, and `client` (`client_of`). The plans of the server are named `expert-0`
+and `expert-1`: under each, that expert runs for every token in every layer (`helpers.servers.signature`).
 """
 
 from __future__ import annotations
 
+import io
+import tarfile
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +22,8 @@ from moeworks.address import Address
 from moeworks.artefact import LayerShape
 from moeworks.plan import Add, empty_plan, plan_hash
 from moeworks.serve import read_routes
+from moeworks.trace import Trace
+from moeworks.watch import READINGS
 
 PROMPT = "The river ran past THE OLD mill"
 NEW = 6
@@ -37,6 +42,25 @@ def ids_of(answer, served: Served) -> np.ndarray:
 
 def runs_always(answer, served: Served, expert: int) -> bool:
     return bool((ids_of(answer, served) == expert).any(-1).all())
+
+
+def fetched(served: Served, path: str) -> bytes:
+    request = urllib.request.Request(f"{served.url}{path}", headers={"authorization": f"Bearer {served.key}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read()
+
+
+def metrics(served: Served) -> dict[str, float]:
+    """Return every sample by its name and labels, as Prometheus text has it."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families = text_string_to_metric_families(fetched(served, "/moeworks/metrics").decode())
+    return {
+        " ".join([sample.name, *(f"{n}={v}" for n, v in sorted(sample.labels.items()))]): sample.value
+        for family in families
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
 
 
 class ClientSuite:
@@ -181,6 +205,70 @@ class ClientSuite:
         logs = ask(served.base, logprobs=True, top_logprobs=1).choices[0].logprobs.content
         assert len(logs) == NEW
         assert logs[0].logprob == pytest.approx(logs[0].top_logprobs[0].logprob)
+
+    def test_metrics(self, client, served):
+        """A fixed set of series; what a request adds is what its own routes say."""
+        self.complete(client, served, "expert-1", stream=False)
+        before = metrics(served)
+        answer = self.complete(client, served, record={"weights": True, "logits": True})
+        after = metrics(served)
+        own = {"moeworks_steered_requests_total", "moeworks_requests_waiting", "moeworks_plans"}
+        own |= {f"moeworks_tokens_total phase={phase}" for phase in ("prompt", "generated")}
+        counted = {name for name in after if name.startswith("moeworks_requests_total")}
+        assert set(after) == own | counted | {f"moeworks_routing_{name}" for name in READINGS}
+        assert counted <= {
+            f"moeworks_requests_total endpoint={endpoint} status={status}"
+            for endpoint in ("chat", "completions", "other")
+            for status in ("2xx", "4xx", "5xx", "none")
+        }
+
+        def added(name):
+            return after[name] - before[name]
+
+        tokens = answer.usage.prompt_tokens + NEW - 1  # the last one went through no router
+        assert added("moeworks_tokens_total phase=prompt") == answer.usage.prompt_tokens
+        assert added("moeworks_tokens_total phase=generated") == NEW
+        assert added("moeworks_steered_requests_total") == 0
+        assert added("moeworks_requests_total endpoint=completions status=2xx") == 1
+        assert added("moeworks_routing_tokens") == tokens
+        assert after["moeworks_plans"] == len(served.plans)
+        table, shares, entropies = read_routes(answer), [], []
+        for shape in served.identity.layers:
+            weights, logits = (
+                np.asarray(table[f"L{shape.layer}.{kind}"].combine_chunks().values, np.float64).reshape(len(table), -1)
+                for kind in ("weights", "logits")
+            )
+            shares.append((weights.max(1) / weights.sum(1)).sum())
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            entropies.append(-(p * np.log(p)).sum() / np.log(shape.experts))
+        for name, values in (("top_weight_mean", shares), ("router_entropy_mean", entropies)):
+            sums = [one[f"moeworks_routing_{name}"] * one["moeworks_routing_tokens"] for one in (before, after)]
+            assert sums[1] - sums[0] == pytest.approx(np.mean(values), rel=1e-3), name
+        list(self.complete(client, served, "expert-0", stream=True))
+        last = metrics(served)
+        assert last["moeworks_steered_requests_total"] == after["moeworks_steered_requests_total"] + 1
+        assert last["moeworks_tokens_total phase=generated"] == after["moeworks_tokens_total phase=generated"] + NEW
+
+    def test_the_trace_of_the_last_answers(self, client, served, tmp_path):
+        """What was asked for and what was not; both are there afterwards, and are what the answer said."""
+        answer = self.complete(client, served, "expert-1", record={"weights": True})
+        plain = self.complete(client, served, prompt="Another text")
+        with tarfile.open(fileobj=io.BytesIO(fetched(served, "/moeworks/trace"))) as archive:
+            archive.extractall(tmp_path, filter="data")
+        trace = Trace.open(tmp_path / "moeworks-trace")
+        trace.verify()
+        requests, routes = trace.requests.to_pylist(), read_routes(answer)
+        assert [one["label.plan"] for one in requests[-2:]] == ["expert-1", "base"]
+        assert requests[-1]["tokens"] == plain.usage.prompt_tokens + NEW - 1
+        assert requests[-2]["prompt_tokens"] == answer.usage.prompt_tokens
+        rows = np.concatenate([part.rows().request for part in trace.parts]) == requests[-2]["request"]
+        np.testing.assert_array_equal(
+            np.stack([trace.ids(shape.layer)[rows] for shape in served.identity.layers], 1), ids_of(answer, served)
+        )
+        layer = served.identity.layers[-1].layer
+        weights = np.asarray(routes[f"L{layer}.weights"].combine_chunks().values).reshape(len(routes), -1)
+        np.testing.assert_array_equal(trace.weights(layer)[rows], weights)
 
     def test_what_is_wrong_is_said(self, client, served):
         with pytest.raises(openai.NotFoundError, match="expert-0"):

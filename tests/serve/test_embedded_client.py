@@ -23,7 +23,7 @@ def plans(engine):
 
 @pytest.fixture(scope="module")
 def served(engine, plans):
-    app = build_app(engine, plans, name="tiny", key="secret")
+    app = build_app(engine, plans, name="tiny", key="secret", keep_traces=8)
     with in_thread(app) as url:
         yield Served(url, engine.identity, engine.context, plans, key="secret")
 

@@ -173,6 +173,43 @@ def test_slots_are_given_back(engine_of: Any) -> None:
     assert (state["requests"], state["slots_used"], state["waiting"], state["bytes"]) == (0, 0, 0, 0)
 
 
+def test_sums_of_all_requests_are_those_of_their_routes(engine_of: Any) -> None:
+    """Steered, plain and unrecorded requests, prompts and steps: what the meter counted is what traces say."""
+    from moeworks.engines.vllm.meter import FetchedMeter
+
+    engine = engine_of("glm4_moe")
+    attached = engine.llm.llm_engine.model_executor.driver_worker.moeworks
+    attached.watch()
+    try:
+        prompts = [engine.tokens(text) for text in TEXTS]
+        chosen = [None, *(plans(engine)[name] for name in ("mask", "no refill", "fewer"))]
+        routes = _routes(engine, prompts, chosen)
+        engine.run([prompts[0]], None, max_tokens=4, temperature=0.0, ignore_eos=True)  # nobody records this one
+        (sums,) = engine.llm.collective_rpc("moeworks_meter")
+        readings = FetchedMeter(lambda: [sums, None]).readings()
+    finally:
+        attached.meter = None
+    routes += [
+        (tokens, {name: values[: len(prompts[0]) + 3] for name, values in columns.items()})
+        for tokens, columns in routes[:1]
+    ]
+    violations = {}
+    for shape in engine.identity.layers:
+        ids, weights = (
+            np.concatenate([columns[f"L{shape.layer}.{kind}"] for _, columns in routes]) for kind in ("ids", "weights")
+        )
+        counts, (tokens, tops, _), _ = sums[shape.layer]
+        expected = np.bincount(ids[weights != 0], minlength=shape.experts)
+        np.testing.assert_array_equal(counts, expected)
+        assert tokens == len(ids)
+        assert tops == pytest.approx((weights.max(1) / np.maximum(weights.sum(1), 1e-30)).sum(), rel=1e-5)
+        violations[shape.layer] = expected.max() * shape.experts / expected.sum() - 1
+    assert readings["tokens"] == tokens
+    assert readings["worst_layer"] == max(violations, key=lambda layer: violations[layer])
+    assert readings["max_violation_mean"] == pytest.approx(np.mean(list(violations.values())))
+    assert readings["bias_spread_worst"] > 0
+
+
 @pytest.mark.parametrize(
     ("operation", "words"),
     [

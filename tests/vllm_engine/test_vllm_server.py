@@ -58,7 +58,15 @@ def served(
         "vllm",
         *words,
     ]
-    command += ["--port", str(port), "--dtype", "float32", *(f"--vllm-arg={one}" for one in given)]
+    command += [
+        "--port",
+        str(port),
+        "--keep-traces",
+        "8",
+        "--dtype",
+        "float32",
+        *(f"--vllm-arg={one}" for one in given),
+    ]
     log = folder / "log"
     with log.open("wb") as out:
         environment = {**os.environ, "MOEWORKS_API_KEY": "secret", "OMP_NUM_THREADS": "1"}

@@ -16,7 +16,7 @@ from moeworks.errors import Unsupported
 if TYPE_CHECKING:
     from moeworks.families.router import Edit, Router
 
-__all__ = ["READINGS", "RoutingMeter", "metered"]
+__all__ = ["READINGS", "LayerSums", "RoutingMeter", "metered"]
 
 # Name → meaning. The set does not grow with layers, experts or ranks.
 READINGS: Mapping[str, str] = {
@@ -36,7 +36,7 @@ DEAD = 0.01  # share of the fair share
 
 
 @dataclass
-class _Layer:
+class LayerSums:
     """Running sums of one layer, tensors where the model is, so that nothing waits for the device."""
 
     counts: Tensor  # (E,)
@@ -50,11 +50,12 @@ class RoutingMeter:
     Attributes:
         routers: the routers that are watched.
         keep: (rows,) true for tokens that count in the pass that runs, or None for all.
+        layers: layer → its sums.
     """
 
     routers: tuple[Router, ...]
     keep: Tensor | None = None
-    _layers: dict[int, _Layer] = field(default_factory=dict)
+    layers: dict[int, LayerSums] = field(default_factory=dict)
     _running: bool = False
 
     def begin(self, keep: Tensor | None) -> None:
@@ -86,10 +87,12 @@ class RoutingMeter:
             counted = keep.to(torch.float32)
         else:
             counted = torch.ones(len(ids), device=ids.device)
-        state = self._layers.get(router.layer)
+        state = self.layers.get(router.layer)
         if state is None:
-            sums = torch.zeros(3, dtype=torch.float64, device="cpu" if ids.device.type == "mps" else ids.device)
-            state = self._layers[router.layer] = _Layer(torch.zeros(router.experts, device=ids.device), sums)
+            apple = ids.device.type == "mps"  # has no float64; float32 stops counting at 2^24
+            sums = torch.zeros(3, dtype=torch.float64, device="cpu" if apple else ids.device)
+            counts = torch.zeros(router.experts, dtype=torch.float32 if apple else torch.float64, device=ids.device)
+            state = self.layers[router.layer] = LayerSums(counts, sums)
         ran = (weights != 0).to(state.counts.dtype) * counted[:, None]  # selecting rows would wait for the device
         state.counts.scatter_add_(0, ids.reshape(-1).long(), ran.reshape(-1))
         size = weights.float().abs()
@@ -102,15 +105,15 @@ class RoutingMeter:
 
     def loads(self) -> dict[int, Tensor]:
         """Return layer → how often each expert ran, (E,), on the processor."""
-        return {layer: state.counts.cpu() for layer, state in sorted(self._layers.items())}
+        return {layer: state.counts.cpu() for layer, state in sorted(self.layers.items())}
 
     def readings(self) -> dict[str, float]:
         """Return every reading of `READINGS`; NaN where nothing was routed or a family shows no logits."""
-        if not self._layers:
+        if not self.layers:
             return {name: float("nan") for name in READINGS} | {"tokens": 0.0}
         violation, entropy, effective, busiest, dead = {}, [], [], [], 0
         tokens, top, uncertain = [], [], []
-        for layer, state in self._layers.items():
+        for layer, state in self.layers.items():
             counts, sums = state.counts.double().cpu(), state.sums.cpu()
             share = counts / counts.sum().clamp(min=1)
             experts = len(share)
@@ -123,7 +126,7 @@ class RoutingMeter:
             top.append(float(sums[1] / sums[0].clamp(min=1)))
             uncertain.append(float(sums[2] / sums[0].clamp(min=1)))
         worst = max(violation, key=lambda layer: violation[layer])
-        count = len(self._layers)
+        count = len(self.layers)
         return {
             "tokens": max(tokens),
             "max_violation_mean": sum(violation.values()) / count,
@@ -146,7 +149,7 @@ class RoutingMeter:
 
     def reset(self) -> None:
         """Start anew."""
-        self._layers.clear()
+        self.layers.clear()
 
 
 @contextmanager

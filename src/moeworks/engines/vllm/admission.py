@@ -72,7 +72,7 @@ def admit(given: Any, config: Any, request: Any, params: Any) -> Spec:
         return given
     book = book_of(config)
     prompt = len(request.prompt_token_ids)
-    field, key = read_field(given)
+    field, key, keep = read_field(given)
     checked = book.checked(field)
     check_request(checked.operations, prompt=prompt, given=prompt, length=int(config.model_config.max_model_len))
     record = None
@@ -87,11 +87,13 @@ def admit(given: Any, config: Any, request: Any, params: Any) -> Spec:
                 "fewer layers or tokens, or leave out logits and weights."
             )
         record = recording(field.record, book.identity, prompt, key)
+    if keep:  # everything, so that it can be downloaded later; the answer gets what was asked for
+        record = Recording(key=key, logits=record is not None and record.logits)
     return Spec(operations=checked.operations, record=record)
 
 
-def read_field(given: Any) -> tuple[MoeworksField, str]:
-    """Return the field, and the key under which routes are to be kept.
+def read_field(given: Any) -> tuple[MoeworksField, str, bool]:
+    """Return the field, the key under which routes are to be kept, and whether all of them are, as our server asks.
 
     Raises:
         BadData: it is no JSON, too long, or its parts are wrong.
@@ -109,8 +111,9 @@ def read_field(given: Any) -> tuple[MoeworksField, str]:
     key = given.pop("key", None) or uuid.uuid4().hex
     if not isinstance(key, str) or len(key) > 64:
         raise BadData(f"{FIELD}.key: a key is a text of at most 64 characters.")
+    keep = given.pop("keep", False) is True
     try:
-        return MoeworksField.model_validate(given), key
+        return MoeworksField.model_validate(given), key, keep
     except ValidationError as error:
         raise BadData(f"{FIELD}: {problems_of(error)[:2000]}.") from None
 

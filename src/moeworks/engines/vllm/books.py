@@ -20,11 +20,12 @@ from moeworks.serve.fields import MoeworksField
 from moeworks.serve.limits import Limits
 from moeworks.serve.plans import PlanBook, served_problems
 
-__all__ = ["FILES", "LIMITS", "LOCAL", "Checked", "VllmBook", "book_of", "limits_as_text", "problems_of_plan"]
+__all__ = ["FILES", "LIMITS", "LOCAL", "TRACES", "Checked", "VllmBook", "book_of", "limits_as_text", "problems_of_plan"]
 
 FILES = "MOEWORKS_VLLM_PLANS"  # environment variable: JSON object, name → file of a plan
 LOCAL = "MOEWORKS_VLLM_LOCAL"  # environment variable: set where the server listens on loopback alone
 REMEMBERED = 256  # plans whose check is remembered
+TRACES = "MOEWORKS_VLLM_TRACES"  # environment variable: number of answers whose routes are kept
 LIMITS = "MOEWORKS_VLLM_LIMITS"  # environment variable: JSON object, fields of `moeworks.serve.Limits`
 
 

@@ -6,23 +6,29 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from moeworks.engines.vllm.books import LIMITS, LOCAL, book_of, problems_of_plan
+from moeworks.engines.vllm.books import LIMITS, LOCAL, TRACES, book_of, problems_of_plan
 from moeworks.engines.vllm.front import Front
+from moeworks.engines.vllm.identity import running_engine
+from moeworks.engines.vllm.meter import FetchedMeter
 from moeworks.errors import MoeworksError
 from moeworks.plan.files import plan_hash
 from moeworks.serve.door import Door
 from moeworks.serve.errors import Refused, error_response, refusal
+from moeworks.serve.kept import KeptTraces
 from moeworks.serve.limits import Limits
 from moeworks.serve.manage import PlanOrName, add_management, add_models
+from moeworks.serve.meter import RequestCounts
 from moeworks.serve.plans import plan_of
 
 __all__ = ["MoeworksEndpoint"]
 
 SETTINGS = "moeworks.json"
+METER_SECONDS = 30.0  # that workers may take to say their sums
 OURS = ("/v1/models", "/v1/models/{model}")
 
 
@@ -69,13 +75,21 @@ class MoeworksEndpoint:
         self._front.book, self._front.client = book, engine_client
         self._front.served = book.base_names[-1]
         self._front.prefix = _prefix(str(config.model_config.model))
-        meter = _Meter(self._door, book)
+        meter = RequestCounts(FetchedMeter(_fetching(engine_client)))
+        meter.watch_sizes(lambda: len(self._door.tickets), lambda: len(book))
+        self._door.counts = meter.answered
+        self._front.ran = meter.ran
+        engine = SimpleNamespace(
+            identity=book.identity, engine=running_engine(config), context=int(config.model_config.max_model_len)
+        )
+        count = int(os.environ.get(TRACES, "0"))
+        kept = self._front.traces = KeptTraces(engine, count, book.limits.trace_bytes) if count else None
         serving = SimpleNamespace(
-            engine=SimpleNamespace(identity=book.identity, context=int(config.model_config.max_model_len)),
+            engine=engine,
             plans=book,
             limits=book.limits,
             started=int(time.time()),
-            worker=SimpleNamespace(meter=meter, kept=None),
+            worker=SimpleNamespace(meter=meter, kept=kept),
         )
         self._add_routes(serving)
 
@@ -104,31 +118,15 @@ class MoeworksEndpoint:
         add_management(app, serving)
 
 
-class _Meter:
-    """Counts of requests as Prometheus text; routing itself is not summed up on this server."""
+def _fetching(client: Any) -> Callable[[], Any]:
+    """Return what asks all workers for their sums, from a thread, while the server's own loop runs."""
+    loop = asyncio.get_running_loop()
 
-    def __init__(self, door: Door, book: Any) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge
+    def fetch() -> Any:
+        asked = asyncio.run_coroutine_threadsafe(client.collective_rpc("moeworks_meter"), loop)
+        return asked.result(timeout=METER_SECONDS)
 
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "moeworks_requests", "requests answered", ["endpoint", "status"], registry=self.registry
-        )
-        waiting = Gauge("moeworks_requests_waiting", "requests in the server", registry=self.registry)
-        waiting.set_function(lambda: len(door.tickets))
-        plans = Gauge("moeworks_plans", "plans that the server knows by name", registry=self.registry)
-        plans.set_function(lambda: len(book))
-        door.counts = self._answered
-
-    def _answered(self, path: str, status: int) -> None:
-        kinds = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
-        self._requests.labels(kinds.get(path, "other"), f"{status // 100}xx" if status else "none").inc()
-
-    def text(self) -> bytes:
-        """Return everything as Prometheus text."""
-        from prometheus_client import generate_latest
-
-        return bytes(generate_latest(self.registry))
+    return fetch
 
 
 def _prefix(model: str) -> str:

@@ -11,11 +11,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from moeworks.artefact import EngineIdentity, ModelIdentity
+from moeworks.artefact import ModelIdentity
 from moeworks.engines.base import Answer, Generation, ModelSize, TokenScores
 from moeworks.engines.transformers.tokens import Long, Reader
 from moeworks.engines.vllm import likelihood, recording
-from moeworks.engines.vllm.identity import checkpoint_identity, join, model_folder
+from moeworks.engines.vllm.identity import checkpoint_identity, join, model_folder, running_engine
 from moeworks.engines.vllm.info import read_info
 from moeworks.engines.vllm.refusals import check_plan, check_request
 from moeworks.engines.vllm.sampling import sampling_options
@@ -50,12 +50,7 @@ class VllmEngine:
         self.identity: ModelIdentity = join(checkpoint_identity(model), self._info).model_copy(
             update={"name": name or model}
         )
-        self.engine = EngineIdentity(
-            name="vllm",
-            version=installed(),
-            dtype=str(config.model_config.dtype).removeprefix("torch."),
-            device=str(config.device_config.device_type),
-        )
+        self.engine = running_engine(config)
         self.context = int(config.model_config.max_model_len) - 1  # vLLM always generates a token after a prompt
         self.tokenizer = llm.get_tokenizer()
         self.reader = Reader(self.tokenizer, self.context, add_bos)

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from moeworks.engines.transformers.tokens import Prepared
 from moeworks.engines.vllm.admission import read_field
 from moeworks.engines.vllm.books import VllmBook
 from moeworks.engines.vllm.recording import joined, recorded_rows
 from moeworks.engines.vllm.spec import FIELD
-from moeworks.errors import BadData, MoeworksError
+from moeworks.errors import BadData, MoeworksError, RunFailed
 from moeworks.serve.door import TICKET
 from moeworks.serve.errors import error_body, error_response, refusal
 from moeworks.serve.fields import MoeworksField, Record
+from moeworks.serve.kept import KeptTraces
 from moeworks.serve.plans import BASE, Chosen
 from moeworks.serve.routes import encode_routes
 from moeworks.trace import RecordedRows
@@ -41,8 +43,17 @@ class Asked:
     model: str  # as the client named it
     key: str
     wants_ids: bool  # whether the client asked for token ids itself
+    keep: bool = False  # whether all routes are kept for those who download the last traces
+    hides_usage: bool = False  # whether the counts at the end of a stream are for us alone
+    content: str = ""  # what was asked, for hashing
+    usage: tuple[int, int] | None = None  # tokens of prompt and answer
     prompt: list[int] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether workers keep its rows."""
+        return self.keep or self.record is not None
 
 
 class Front:
@@ -53,7 +64,8 @@ class Front:
         client: vLLM's engine client.
         served: the model's name in vLLM.
         prefix: text that every prompt starts with, where the model was trained so.
-        context: tokens that fit.
+        traces: the last requests' routes, where they are kept.
+        ran: is told the tokens of prompt and answer, and whether there was a plan.
     """
 
     def __init__(self, app: Any) -> None:
@@ -62,6 +74,8 @@ class Front:
         self.client: Any = None
         self.served = ""
         self.prefix = ""
+        self.traces: KeptTraces | None = None
+        self.ran: Callable[[int, int, bool], None] = lambda prompt, generated, steered: None
         self.why_not = "the engine is not there yet."
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -91,7 +105,9 @@ class Front:
         try:
             await self._in_time(self.app(scope, replay, answer.send), answer, scope, receive, send)
         finally:
-            if asked.record is not None and not answer.taken:
+            if asked.usage is not None:
+                self.ran(*asked.usage, asked.chosen.plan is not None)
+            if asked.recorded and not answer.taken:
                 await asyncio.shield(self._take(asked.key))
 
     async def _in_time(self, running: Any, answer: Answer, scope: Any, receive: Receive, send: Send) -> None:
@@ -121,17 +137,21 @@ class Front:
         if own is not None and native is not None:
             raise BadData(f"{FIELD} comes twice, on its own and in vllm_xargs; send it once.")
         given = own if own is not None else native
-        wanted, _ = read_field({} if given is None else given)
+        wanted, _, _ = read_field({} if given is None else given)
         model = document.get("model")
         if model is not None and not isinstance(model, str):
             raise BadData("model: this is no text.")
         chosen = self.book.resolve(model, wanted)
         asked = Asked(chosen, wanted.record, model or BASE, uuid.uuid4().hex, bool(document.get("return_token_ids")))
-        if asked.record is not None:
-            _check_one(document)
+        if asked.record is not None and _several(document):
+            raise BadData("routes are recorded for one choice a request; send one prompt and n=1.")
+        if self.traces is not None and not _several(document):
+            asked.keep, asked.content = True, json.dumps(document.get("messages", document.get("prompt")))
+        if asked.recorded:
             document["return_token_ids"] = True
-        if chosen.plan is not None or asked.record is not None:
-            arguments[FIELD] = json.dumps(_travelling(chosen, wanted, given, asked))
+        if chosen.plan is not None or asked.recorded:
+            arguments[FIELD] = json.dumps(_travelling(chosen, wanted, asked))
+        asked.hides_usage = _with_usage(document)
         if arguments:
             document["vllm_xargs"] = arguments
         document["model"] = self.served
@@ -140,14 +160,27 @@ class Front:
         return asked, json.dumps(document).encode()
 
     async def about(self, asked: Asked) -> dict[str, Any] | None:
-        """Return the answer's `moeworks`: the plan that ran, and the routes; None where there is neither."""
+        """Return the answer's `moeworks`: the plan that ran, and the routes; None where there is neither.
+
+        Raises:
+            RunFailed: the routes that were asked for are not whole.
+        """
+        rows = None
+        if asked.recorded:
+            assert self.book is not None
+            kept = await self._take(asked.key)
+            try:
+                rows = _rows(kept, asked, self.book)
+            except RunFailed:
+                if asked.record is not None:
+                    raise
+            if rows is not None and asked.keep and self.traces is not None:
+                self.traces.keep(_prepared(asked), rows, asked.chosen)
         if asked.chosen.plan is None and asked.record is None:
             return None
         found: dict[str, Any] = {"plan": asked.chosen.hash or None, "name": asked.chosen.name or None}
-        if asked.record is not None:
+        if asked.record is not None and rows is not None:
             assert self.book is not None
-            kept = await self._take(asked.key)
-            rows = _rows(kept, asked, self.book)
             found["routes"] = encode_routes([rows], asked.record, self.book.identity)
         return found
 
@@ -234,6 +267,10 @@ class Answer:
             return event + b"\n\n"
         document = json.loads(data)
         self._read(document)
+        if self._asked.hides_usage and "usage" in document:
+            del document["usage"]
+            if document.get("choices") == []:
+                return b""
         self._last = {n: document[n] for n in ("id", "object", "created", "model") if n in document} | {"choices": []}
         return b"data: " + json.dumps(document, ensure_ascii=False).encode() + b"\n\n"
 
@@ -242,7 +279,9 @@ class Answer:
         asked = self._asked
         if "model" in document:
             document["model"] = asked.model
-        if asked.record is None:
+        if usage := document.get("usage"):
+            asked.usage = usage["prompt_tokens"], usage.get("completion_tokens") or 0
+        if not asked.recorded:
             return
         for holder in (document, *document.get("choices", ())):
             if holder.get("prompt_token_ids"):
@@ -254,16 +293,33 @@ class Answer:
                 holder.pop("token_ids", None)
 
 
-def _check_one(document: dict[str, Any]) -> None:
+def _several(document: dict[str, Any]) -> bool:
+    """Whether a request wants more than one choice."""
     prompt = document.get("prompt")
     several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
-    if several or document.get("n") not in (None, 1) or document.get("best_of") not in (None, 1):
-        raise BadData("routes are recorded for one choice a request; send one prompt and n=1.")
+    return several or document.get("n") not in (None, 1) or document.get("best_of") not in (None, 1)
 
 
-def _travelling(chosen: Chosen, wanted: MoeworksField, given: Any, asked: Asked) -> dict[str, Any]:
+def _with_usage(document: dict[str, Any]) -> bool:
+    """Ask for the counts at the end of a stream; return whether the client did not want them."""
+    options = document.get("stream_options")
+    if document.get("stream") is not True or (options is not None and not isinstance(options, dict)):
+        return False
+    if (options or {}).get("include_usage"):
+        return False
+    document["stream_options"] = {**(options or {}), "include_usage": True}
+    return True
+
+
+def _prepared(asked: Asked) -> Prepared:
+    """Return the request as a trace describes it; roles and spans are not known here."""
+    tokens = tuple(asked.prompt)
+    return Prepared(0, tokens, len(tokens), (), {}, "", asked.content, 0)
+
+
+def _travelling(chosen: Chosen, wanted: MoeworksField, asked: Asked) -> dict[str, Any]:
     """Return the field as it goes to the engine's own door."""
-    sent: dict[str, Any] = {"key": asked.key}
+    sent: dict[str, Any] = {"key": asked.key, **({"keep": True} if asked.keep else {})}
     if chosen.plan is not None:
         sent["plan"] = chosen.name if chosen.name else wanted.plan
         sent["strength"] = wanted.strength
@@ -283,8 +339,8 @@ def _prefixed(prompt: Any, prefix: str) -> Any:
 
 def _rows(kept: dict[str, Any], asked: Asked, book: VllmBook) -> RecordedRows:
     tokens = [*asked.prompt, *asked.generated[:-1]]
-    assert asked.record is not None
-    start = {"prompt": 0, "generated": len(asked.prompt)}.get(str(asked.record.start), asked.record.start)
+    wanted = 0 if asked.keep or asked.record is None else asked.record.start
+    start = {"prompt": 0, "generated": len(asked.prompt)}.get(str(wanted), wanted)
     if int(start) < len(tokens):
         return recorded_rows(kept, tokens, prompt=len(asked.prompt), given=len(asked.prompt))
     none = np.zeros(0, np.int64)

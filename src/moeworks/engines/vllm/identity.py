@@ -7,12 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moeworks.artefact import LayerShape, ModelIdentity
+from moeworks.artefact import EngineIdentity, LayerShape, ModelIdentity
 from moeworks.engines.vllm.info import WorkerInfo, read_info
+from moeworks.engines.vllm.versions import installed
 from moeworks.errors import BadData, Unsupported
 from moeworks.lab import LAB_MODELS, lab_path
 
-__all__ = ["IDENTITY", "checkpoint_identity", "engine_identity", "join", "model_folder"]
+__all__ = ["IDENTITY", "checkpoint_identity", "engine_identity", "join", "model_folder", "running_engine"]
 
 IDENTITY = "MOEWORKS_VLLM_IDENTITY"  # environment variable: file with the identity of the checkpoint
 
@@ -33,6 +34,16 @@ def engine_identity(config: Any) -> ModelIdentity:
         RunFailed: its workers did not say what they hold.
     """
     return _identity_of(str(config.model_config.model), str(config.instance_id))
+
+
+def running_engine(config: Any) -> EngineIdentity:
+    """Return what a trace says of the engine with this configuration."""
+    return EngineIdentity(
+        name="vllm",
+        version=installed(),
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        device=str(config.device_config.device_type),
+    )
 
 
 @lru_cache(maxsize=8)

@@ -51,11 +51,16 @@ def _hook_workers(module: Any) -> None:
     def moeworks_take(self: Any, keys: list[str]) -> list[Any]:
         return [self.moeworks.recorder.take(key) for key in keys]
 
+    def moeworks_meter(self: Any) -> Any:
+        meter = self.moeworks.meter
+        return None if meter is None else meter.sums()
+
     def moeworks_state(self: Any) -> dict[str, int]:
         return self.moeworks.state()  # type: ignore[no-any-return]
 
     wrapper.load_model = load_model
     wrapper.moeworks_take = moeworks_take
+    wrapper.moeworks_meter = moeworks_meter
     wrapper.moeworks_state = moeworks_state
 
 

@@ -100,7 +100,7 @@ class Recorder:
     """
 
     def __init__(self, buffers: StepBuffers, budget: int) -> None:
-        self._buffers, self._budget = buffers, budget
+        self.buffers, self._budget = buffers, budget
         self._kept: dict[str, Kept] = {}
         self.nbytes = 0
         self.dropped = 0
@@ -119,11 +119,11 @@ class Recorder:
             return
         rows = np.concatenate([np.arange(one.row, one.row + one.size) for one in due])
         whole = len(rows) == rows[-1] + 1  # in order and without gaps, as where every request is recorded
-        arrays = {"ids": self._copied(self._buffers.ids, rows, whole)}
+        arrays = {"ids": self._copied(self.buffers.ids, rows, whole)}
         if any(one.kept.recording.weights for one in due):
-            arrays["weights"] = self._copied(self._buffers.weights, rows, whole)
+            arrays["weights"] = self._copied(self.buffers.weights, rows, whole)
         if any(one.kept.recording.logits for one in due):
-            arrays["logits"] = self._copied(self._buffers.logits, rows, whole)
+            arrays["logits"] = self._copied(self.buffers.logits, rows, whole)
         start = 0
         for kept, _, position, count in due:
             kept.first = position if kept.first is None else kept.first
@@ -149,7 +149,7 @@ class Recorder:
         wanted = kept.recording
         for kind in ("ids", *["weights"] * wanted.weights, *["logits"] * wanted.logits) if kept.chunks else ():
             rows = np.concatenate([arrays[kind][start:stop] for arrays, start, stop in kept.chunks])  # (n, L, …)
-            for place, layer in enumerate(self._buffers.layers):
+            for place, layer in enumerate(self.buffers.layers):
                 if wanted.layers is not None and layer.number not in wanted.layers:
                     continue
                 values = rows[:, place, : layer.experts if kind == "logits" else layer.top_k]
@@ -172,7 +172,7 @@ class Recorder:
         """Account for the rows of a request; where they find no room, give it up."""
         kept, wanted = one.kept, one.kept.recording
         if not kept.dropped:
-            ids, weights, logits = self._buffers.row_bytes
+            ids, weights, logits = self.buffers.row_bytes
             size = (ids + weights * wanted.weights + logits * wanted.logits) * one.size
             if self.nbytes + size > self._budget:
                 self._make_room(size)

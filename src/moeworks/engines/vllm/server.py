@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from moeworks.engines.vllm.books import FILES, LIMITS, LOCAL, limits_as_text
+from moeworks.engines.vllm.books import FILES, LIMITS, LOCAL, TRACES, limits_as_text
 from moeworks.engines.vllm.identity import model_folder
 from moeworks.engines.vllm.info import make_folder
+from moeworks.engines.vllm.meter import METER
 from moeworks.engines.vllm.versions import installed, wrong_version
 from moeworks.errors import BadData, Unsupported
 from moeworks.plan.files import save_plan
@@ -34,6 +35,7 @@ def become_server(
     key: str = "",
     dtype: str = "",
     limits: Limits | None = None,
+    keep_traces: int = 0,
     arguments: Sequence[str] = (),
 ) -> None:
     """Replace this process by vLLM's server; it ends with Ctrl-C or SIGTERM.
@@ -45,6 +47,7 @@ def become_server(
         key: what clients must send.
         dtype: of the weights; as stored without.
         limits: bounds of bodies, plans and times.
+        keep_traces: answers whose routes are kept for `/moeworks/trace`; 0 keeps none.
         arguments: further ones of vLLM's server, such as `--max-model-len=512`.
 
     Raises:
@@ -67,6 +70,8 @@ def become_server(
         "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
         FILES: json.dumps(files),
         LIMITS: limits_as_text(limits or Limits()),
+        TRACES: str(keep_traces),
+        METER: "1",
     }
     if host in LOOPBACK:
         environment[LOCAL] = "1"

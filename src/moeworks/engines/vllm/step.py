@@ -63,6 +63,11 @@ class Step:
             self.slots[n : self._filled].zero_()
         self._filled = n
 
+    def watch(self) -> None:
+        """Let decisions be kept of a step in which nothing is steered."""
+        self.steered, self.recorded, self.weights, self.logits = False, True, True, True
+        self._neutral()
+
     def end(self) -> None:
         """Make everything neutral, so that runs that are no step of ours (warming up, idle ranks) stay untouched."""
         self.steered = self.recorded = False

@@ -14,6 +14,7 @@ from moeworks.artefact import LayerShape
 from moeworks.engines.vllm.bank import Bank, merge
 from moeworks.engines.vllm.info import WorkerInfo, write_info
 from moeworks.engines.vllm.layer import Layer, hook_router
+from moeworks.engines.vllm.meter import METER, StepMeter
 from moeworks.engines.vllm.recorder import Copy, Kept, LayerSizes, Recorder, StepBuffers
 from moeworks.engines.vllm.refusals import MAX_STEPS
 from moeworks.engines.vllm.routers import Found, read_router
@@ -70,6 +71,10 @@ class Attached:
         self.slots = Slots(total, self._write, self._clear)
         self.recorder = Recorder(buffers, int(os.environ.get(RECORD_BYTES, 256 * 2**20)))
         self._copies: list[Copy] = []
+        self._rows = 0  # tokens of the step that runs
+        self.meter: StepMeter | None = None
+        if os.environ.get(METER) and self._records:
+            self.watch()
         parallel = config.parallel_config
         self.info = WorkerInfo(
             layers=tuple(map(_shape, self.layers.values())),
@@ -81,6 +86,10 @@ class Attached:
         )
         if self._records:
             write_info(self.info, config.instance_id, _pipeline_rank())
+
+    def watch(self) -> None:
+        """Sum up what every token is routed to from now on, whether it is recorded or not."""
+        self.meter = StepMeter(self.recorder.buffers, {number: one.found.bias for number, one in self.layers.items()})
 
     # ------------------------------------------------------------------ requests
 
@@ -121,10 +130,16 @@ class Attached:
             positions: (requests,) position of the first of them.
         """
         self._copies = []
+        metered = self.meter is not None
         if not self.requests:
-            self.step.end()
+            if metered:
+                self._rows = int(np.sum(counts))
+                self.step.watch()
+            else:
+                self.step.end()
             return
         ends = np.cumsum(counts)
+        self._rows = int(ends[-1])
         slots = np.zeros(int(ends[-1]), np.int64)
         for name, end, count, position in zip(names, ends.tolist(), counts, positions, strict=False):
             request = self.requests.get(name)
@@ -137,9 +152,9 @@ class Attached:
         wanted = [copy.kept.recording for copy in self._copies]
         self.step.fill(
             slots,
-            recorded=bool(wanted),
-            weights=any(one.weights for one in wanted),
-            logits=any(one.logits for one in wanted),
+            recorded=metered or bool(wanted),
+            weights=metered or any(one.weights for one in wanted),
+            logits=metered or any(one.logits for one in wanted),
         )
 
     def end(self) -> None:
@@ -147,6 +162,9 @@ class Attached:
         if self._copies:
             self.recorder.add(self._copies)
             self._copies = []
+        if self.meter is not None and self._rows:
+            self.meter.add(self._rows)
+        self._rows = 0
         if self.step.busy:
             self.step.end()
 
