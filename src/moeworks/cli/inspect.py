@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from moeworks.cli.options import Device, Dtype, EngineName, Json, Seed, named_values, open_engine
 from moeworks.cli.trace_show import Tokenizer
 from moeworks.diagnostic_names import DiagnosticName
+
+if TYPE_CHECKING:
+    from moeworks.trace import Trace
 
 
 def command(
@@ -47,6 +51,15 @@ def command(
     picture: Annotated[
         Path | None,
         typer.Option("--picture", metavar="FILE", help="Draw the diagnostic of a trace into a .png or .svg file."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Write all diagnostics of a trace, drawn, as one HTML page.",
+            show_default=False,
+        ),
     ] = None,
     outputs: Annotated[
         str,
@@ -103,6 +116,12 @@ def command(
         from moeworks.errors import BadData
 
         raise BadData("--value, --scores, --model and --tokenizer are for --expert or --map; leave them out.")
+    if report is not None:
+        _report(
+            source, report, refused=(what, option, picture, outputs, engine, device, dtype), where=where, label=label,
+            base=base, checkpoint=checkpoint or [], seed=seed, json=json,
+        )  # fmt: skip
+        return
     if traced or what is not None:
         _refuse(source, engine=engine, device=device, dtype=dtype, outputs=outputs)
         _diagnose(
@@ -126,6 +145,51 @@ def command(
         print_json(found)
     else:
         print(found)
+
+
+def _report(
+    source: str,
+    path: Path,
+    *,
+    refused: tuple[object, ...],
+    where: str,
+    label: str | None,
+    base: str | None,
+    checkpoint: list[str],
+    seed: int,
+    json: bool,
+) -> None:
+    from moeworks.cli.options import command_line, has_terminal
+    from moeworks.cli.output import print_json
+    from moeworks.errors import BadData
+    from moeworks.report.routing_report import save_trace_report
+    from moeworks.trace import Trace
+    from moeworks.where import Where
+
+    if any(refused):
+        raise BadData("--report writes every diagnostic; it goes with --where, --label, --base and --checkpoint alone.")
+    say = (lambda name: print(f"{name} …", file=sys.stderr, flush=True)) if has_terminal() else (lambda _: None)
+    save_trace_report(
+        Trace.open(source), path, where=Where.parse(where), label=label, base=base,
+        checkpoints=_checkpoints(checkpoint), seed=seed, command=command_line(), say=say,
+    )  # fmt: skip
+    if json:
+        print_json({"report": str(path), "bytes": path.stat().st_size})
+    else:
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB.")
+
+
+def _checkpoints(words: list[str]) -> dict[int, Trace]:
+    from moeworks.errors import BadData
+    from moeworks.trace import Trace
+
+    found = {}
+    for word in words:
+        step, equals, path = word.partition("=")
+        if not (equals and path and step.isdecimal()):
+            raise BadData(f"'{word}' is not a checkpoint; write step=TRACE, as in 1000=traces/step-1000.")
+        found[int(step)] = Trace.open(path)
+    return found
 
 
 def _profile(source: str, options: bool, *, seed: int, json: bool) -> None:
@@ -248,18 +312,14 @@ def _diagnose(
     json: bool,
 ) -> None:
     from moeworks.cli.output import print_json, print_table
-    from moeworks.errors import BadData, RunFailed
+    from moeworks.errors import RunFailed
     from moeworks.stats.diagnostics import DIAGNOSTICS, diagnose, shown
     from moeworks.stats.sanity import refusal, sanity, sentence
     from moeworks.trace import Trace
     from moeworks.where import Where
 
-    trace, options, checkpoints, clause = Trace.open(source), named_values(option), {}, Where.parse(where)
-    for word in checkpoint:
-        step, equals, path = word.partition("=")
-        if not (equals and path and step.isdecimal()):
-            raise BadData(f"'{word}' is not a checkpoint; write step=TRACE, as in 1000=traces/step-1000.")
-        checkpoints[int(step)] = Trace.open(path)
+    trace, options, clause = Trace.open(source), named_values(option), Where.parse(where)
+    checkpoints = _checkpoints(checkpoint)
     checks = sanity(trace, where=clause, seed=seed)
     if what != "sanity":
         for one in (checks, *(sanity(other, seed=seed) for other in checkpoints.values())):

@@ -48,8 +48,8 @@ def save_diagnostic(what: str, table: pa.Table, path: str | Path, *, source: str
     return target
 
 
-def draw_diagnostic(what: str, table: pa.Table, *, source: str = "") -> Figure:
-    """Return the figure of a diagnostic's table; to be called within `style`."""
+def draw_diagnostic(what: str, table: pa.Table, *, source: str = "", bare: bool = False) -> Figure:
+    """Return the figure of a diagnostic's table; to be called within `style`. `bare` is without heading and note."""
     from moeworks.stats.diagnostics import DIAGNOSTICS
 
     panels = PANELS[what]
@@ -61,6 +61,8 @@ def draw_diagnostic(what: str, table: pa.Table, *, source: str = "") -> Figure:
         kept = _kept(rows, panel)
         {"curves": _curves, "dots": _draw_dots, "cells": _cells, "profile": _profile}[panel.kind](axes, panel, kept)
         axes.set_title("\n".join(textwrap.wrap(panel.title, 96 // len(panels))))
+    if bare:
+        return drawn
     heading = f"{what.replace('_', ' ')}{f', {Path(source).name}' if source else ''}"
     drawn.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
     note = "\n".join(textwrap.wrap(f"{DIAGNOSTICS[what].reading}.", 150))

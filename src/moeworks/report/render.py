@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from moeworks.address import Address
 from moeworks.artefact import replace_file
 from moeworks.errors import BadData
 from moeworks.report import pictures, reading
+from moeworks.report.page import environment, style_sheet
 from moeworks.report.routing import divergence
-from moeworks.report.words import VERDICTS, interval, number, percent, plain, routers, signed
+from moeworks.report.words import VERDICTS, interval, routers
 from moeworks.study.schema import ProbeResult, ScoreRow, Study
 
 __all__ = ["render", "save_report"]
@@ -26,50 +25,38 @@ def render(study: Study) -> str:
     Raises:
         BadData: the study's header names no model.
     """
-    import jinja2
-
     model = study.header.model
     if model is None:
         raise BadData("this study's header names no model; a report needs one.")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moeworks.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "percent": percent,
-        "plain": plain,
-        "count": "{:,}".format,
-    }
     limits = pictures.limits(study.probes)
-    css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
-        css=Markup(css),
-        header=study.header,
-        model=model,
-        engine=study.header.engine,
-        headline=reading.headline(study),
-        probes=[_probe(result, index, limits[result.method]) for index, result in enumerate(study.probes, start=1)],
-        divergences=[
-            {
-                "label": found.label,
-                "svg": divergence(found, name=f"divergence-{index}"),
-                "how": reading.how_divergence(found),
-            }
-            for index, found in enumerate(study.divergence, start=1)
-        ],
-        load=study.load,
-        load_tokens=study.load_tokens,
-        routers=routers(model),
-        settings=study.settings,
-        versions=study.versions,
-        seconds=study.seconds,
-        verdicts=VERDICTS,
-        icons={verdict: icon for verdict, (icon, _) in VERDICTS.items()},
-        interval=interval,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            css=style_sheet(),
+            header=study.header,
+            model=model,
+            engine=study.header.engine,
+            headline=reading.headline(study),
+            probes=[_probe(result, index, limits[result.method]) for index, result in enumerate(study.probes, start=1)],
+            divergences=[
+                {
+                    "label": found.label,
+                    "svg": divergence(found, name=f"divergence-{index}"),
+                    "how": reading.how_divergence(found),
+                }
+                for index, found in enumerate(study.divergence, start=1)
+            ],
+            load=study.load,
+            load_tokens=study.load_tokens,
+            routers=routers(model),
+            settings=study.settings,
+            versions=study.versions,
+            seconds=study.seconds,
+            verdicts=VERDICTS,
+            icons={verdict: icon for verdict, (icon, _) in VERDICTS.items()},
+            interval=interval,
+        )
     )
 
 
