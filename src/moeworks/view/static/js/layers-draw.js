@@ -121,7 +121,7 @@ function chanceLevels(/** @type {any} */ u, /** @type {any[]} */ lines, /** @typ
     for (const line of alike ? lines.slice(0, 1) : lines) {
       const points = line.points.filter((/** @type {any} */ p) => Number.isFinite(p.chance[level]));
       if (!points.length) continue;
-      ctx.globalAlpha = alike || line === chosen ? 0.9 : chosen ? 0.2 : 0.55;
+      ctx.globalAlpha = alike || line === chosen ? 0.9 : chosen ? 0.25 : 0.85;
       ctx.strokeStyle = alike ? colours.ink : line.colour;
       ctx.beginPath();
       const half = points.length === 1 ? 60 * ratio : 0;

@@ -93,7 +93,7 @@ export function seriesOf(rows, metric, { axis = "layer", by } = {}) {
   for (const row of rows) {
     if (typeof row[axis] !== "number" || typeof row[metric.name] !== "number") continue;
     const key = by ? shown(row[by]) : "";
-    if (!lines.has(key)) lines.set(key, { key, label: key || words(metric.name), points: [] });
+    if (!lines.has(key)) lines.set(key, { key, label: by && typeof row[by] === "number" ? `${words(by)} ${key}` : key || words(metric.name), points: [] });
     const number = (/** @type {string | undefined} */ name) =>
       name !== undefined && typeof row[name] === "number" ? row[name] : undefined;
     lines.get(key)?.points.push({
@@ -124,7 +124,7 @@ export function words(name) {
  * @returns {string}
  */
 export function digits(value) {
-  if (typeof value !== "number") return value === null || value === undefined ? "–" : String(value);
+  if (typeof value !== "number") return value === null || value === undefined || value === "" ? "–" : String(value);
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en");

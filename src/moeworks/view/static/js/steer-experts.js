@@ -80,9 +80,9 @@ function Picked({ operation, addresses, protected: spared, strength, factor, rem
         ${op === "scale" && html`<${Amount} label="Factor" name="factor" value=${factor} hint="×" />`}
         <button type="button" class="plain" onClick=${() => remove()} aria-label=${`Take out all experts to ${op}`}>Remove all</button>
       </div>
-      <ul class="chips">
+      <ul class="steer-chips">
         ${pieces.map(
-          (piece) => html`<li key=${piece} class=${guarded.has(piece) ? "chip guarded" : "chip"}>
+          (piece) => html`<li key=${piece} class=${guarded.has(piece) ? "steer-chip guarded" : "steer-chip"}>
             <span class="mono">${piece}</span>
             ${guarded.has(piece) && html`<span title="a super expert: protected">protected</span>`}
             ${few && html`<button type="button" class="plain" aria-label=${`Take out ${piece}`} onClick=${() => remove(piece)}>×</button>`}

@@ -127,7 +127,7 @@ export function PlanCard({ plan, name, params, sources, choose }) {
         <ul>${plan.problems.map((one) => html`<li key=${one}>${one}</li>`)}</ul>
       </div></div>`}
       ${plan.explanation.length > 0 &&
-      html`<details class="explanation" open><summary>In words</summary><ul>${plan.explanation.map((one) => html`<li key=${one} dir="auto">${one}</li>`)}</ul></details>`}
+      html`<details class="explanation" open=${matchMedia("(min-width: 760px)").matches}><summary>In words</summary><ul>${plan.explanation.map((one) => html`<li key=${one} dir="auto">${one}</li>`)}</ul></details>`}
       <div class="controls">
         <${Button} onClick=${() => save(plan.plan)} disabled=${!plan.plan}>Download plan.json<//>
         <${Button} onClick=${() => input.current?.click()}>Load a plan file<//>

@@ -1,6 +1,6 @@
 // The view Steer: choose experts and what is done to them, see both texts, what changed, and the evidence.
 
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Command, Empty, html } from "moeworks/parts";
 import { change, wholeNumber } from "moeworks/state";
 import { ExpertChoice } from "moeworks/steer-experts";
@@ -10,6 +10,8 @@ import { PlanCard, usePlan } from "moeworks/steer-plan";
 import { PromptCard } from "moeworks/steer-prompt";
 import { RoutesCard } from "moeworks/steer-routes";
 import { textsKey, TextsCard, useTexts } from "moeworks/steer-texts";
+
+const TYPED = "moeworks-steer-typed"; // the text that is being typed, with the prompt it began from
 
 /** @param {{route: import("moeworks/state").Route, sources: any}} props */
 export function View({ route, sources }) {
@@ -32,14 +34,7 @@ function Steering({ params, sources }) {
   const chat = params.chat === "1";
   const texts = useTexts();
   const key = textsKey({ prompt, tokens, chat, hash: plan.hash });
-  const [typed, setTyped] = useState(() => sessionStorage.getItem("moeworks-steer-prompt") ?? prompt);
-  useEffect(() => {
-    if (prompt) setTyped(prompt);
-  }, [prompt]);
-  const type = (/** @type {string} */ text) => {
-    setTyped(text);
-    sessionStorage.setItem("moeworks-steer-prompt", text);
-  };
+  const [typed, type] = useTyped(prompt);
   const generate = () => {
     change({ prompt: typed, a: null, b: null });
     texts.start({ prompt: typed, tokens, chat, plan: plan.plan, hash: plan.hash });
@@ -60,6 +55,31 @@ function Steering({ params, sources }) {
       </div>
     </div>
   `;
+}
+
+/** What is being typed: kept for this tab until the page's address names another prompt. */
+function useTyped(/** @type {string} */ prompt) {
+  const [typed, setTyped] = useState(() => readTyped(prompt));
+  const seen = useRef(prompt);
+  useEffect(() => {
+    if (seen.current !== prompt && prompt) setTyped(readTyped(prompt));
+    seen.current = prompt;
+  }, [prompt]);
+  const type = (/** @type {string} */ text) => {
+    setTyped(text);
+    sessionStorage.setItem(TYPED, JSON.stringify([seen.current, text]));
+  };
+  return /** @type {const} */ ([typed, type]);
+}
+
+/** @param {string} prompt @returns {string} */
+function readTyped(prompt) {
+  try {
+    const [of, text] = JSON.parse(sessionStorage.getItem(TYPED) ?? "[]");
+    return of === prompt && typeof text === "string" ? text : prompt;
+  } catch {
+    return prompt;
+  }
 }
 
 /** @param {string} model @param {{prompt: string, tokens: number, chat: boolean}} what */
