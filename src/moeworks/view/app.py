@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moeworks.serve.limits import Limits
     from moeworks.view.sources import Sources
 
-__all__ = ["build_page", "need_packages", "static_files"]
+__all__ = ["build_page", "lone_app", "need_packages", "static_files"]
 
 TYPES = {
     ".css": "text/css",
@@ -80,7 +80,7 @@ def build_page(
 
         app = build_app(engine, {**_that_fit(sources, engine), **(plans or {})}, key=key, limits=limits)
     else:
-        app = _alone(limits, key)
+        app = lone_app(limits, key=key)
     door = app.state.door
     door.public = _needs_no_key
     door.works = (*door.works, "/view/api/")
@@ -99,7 +99,7 @@ def _that_fit(sources: Sources, engine: Engine) -> dict[str, Plan]:
     return {id: plan for id, plan in found.items() if not served_problems(plan, engine.identity)}
 
 
-def _alone(limits: Limits, key: str) -> FastAPI:
+def lone_app(limits: Limits, *, key: str) -> FastAPI:
     """Return an app with the server's door and nothing behind it."""
     from fastapi import FastAPI
 

@@ -5,6 +5,7 @@ import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 
 const KEPT = 96;
 const kept = new Map();
+const wholes = new Map(); // tables of an exported page, by address without its query
 const listeners = new Set();
 let lost = false;
 
@@ -62,7 +63,7 @@ export function getJson(url, options = {}) {
  * @returns {Promise<import("apache-arrow").Table>}
  */
 export function getTable(url, options = {}) {
-  return remembered(url, options, async () => tableFromIPC(await bytesOf(url, options.signal)));
+  return remembered(url, options, async () => embeddedRows(url) ?? tableFromIPC(await bytesOf(url, options.signal)));
 }
 
 /**
@@ -229,6 +230,20 @@ function embeddedBytes(url) {
     }
   }
   return null;
+}
+
+// An exported page holds a table of rows once, whole, and cuts out the stretch that is asked for.
+function embeddedRows(url) {
+  const [path, query] = url.split("?");
+  const asked = new URLSearchParams(query ?? "");
+  if (!asked.has("start") || !isExport()) return null;
+  if (!wholes.has(path)) {
+    const bytes = embeddedBytes(path);
+    if (!bytes) return null;
+    wholes.set(path, tableFromIPC(bytes));
+  }
+  const whole = wholes.get(path);
+  return whole.slice(Number(asked.get("start")), Math.min(Number(asked.get("stop") ?? whole.numRows), whole.numRows));
 }
 
 async function post(url, body, signal, accept) {
