@@ -54,14 +54,14 @@ def expert_card(
     Keys: `address`, `layer`, `expert`; `load`, the share of tokens for which it ran, with `low`, `high` and `chance`,
     k / E; `contexts`, see `expert_contexts`, and `no_text`, why they have no text (else empty); `labels`, name → values
     with `rate` (the share of the value's tokens for which it ran), its interval and `chance`, its rate on all texts
-    that have the label: what the rate would be if the label did not matter; `labels_left_out`, those of more than 60
-    values or of one; `partners`, the experts of the layer that run beside it most for their loads, with `lift`, its
-    interval and `chance`, see `coactivation`; `decoded`, the tokens that its router row and its most telling neurons
-    point to (None without the model, and `decoded_reason` says why); `scores`, name → its row; `replicated`, None where
-    no scores claim anything, else the strongest claim: what was contrasted, `passing` of `of` score files of that
-    contrast, the smallest `stability`, and `survives`, true if it passes in all of them and is among the top in nine
-    of ten resamplings; `protected`; `command`. All intervals are of 95 % from resampled documents, None with fewer
-    than five.
+    that have the label: what the rate would be if the label did not matter; `labels_left_out`, those of one value or of
+    so many that they tell texts apart (more than 60, or than half the texts); `partners`, the experts of the layer that
+    run beside it most for their loads, with `lift`, its interval and `chance`, see `coactivation`; `decoded`, the
+    tokens that its router row and its most telling neurons point to (None without the model, and `decoded_reason` says
+    why); `scores`, name → its row; `replicated`, None where no scores claim anything, else the strongest claim: what
+    was contrasted, `passing` of `of` score files of that contrast, the smallest `stability`, and `survives`, true if it
+    passes in all of them and is among the top in nine of ten resamplings; `protected`; `command`. All intervals are of
+    95 % from resampled documents, None with fewer than five.
 
     Args:
         trace: the trace.
@@ -124,7 +124,8 @@ def _labels(trace: Trace, at: Address, seed: int) -> tuple[dict[str, list[dict[s
     left_out: list[str] = []
     columns = trace.request_table().labels
     for name in sorted(set(columns) - {"document"}):
-        if not 2 <= len(set(columns[name].tolist()) - {""}) <= _VALUES:
+        values = columns[name].tolist()
+        if not 2 <= len(set(values) - {""}) <= min(_VALUES, len(values) / 2):
             left_out.append(name)
             continue
         try:

@@ -38,6 +38,7 @@ MAP_COLUMNS = pa.schema(
         ("protected", pa.bool_()),
     ]
 )
+_PLACE = ("layer", "expert")
 _ALPHA = 0.05
 
 
@@ -79,6 +80,16 @@ def expert_map(
     """
     if by not in get_args(MapBy):
         raise BadData(f"there is no map by '{by}'; {did_you_mean(by, get_args(MapBy))}")
+    table = _unmarked(trace, by, label, value, scores, where, seed)
+    protected = protected_experts(trace)
+    marks = [Address(*at) in protected for at in zip(*(table[n].to_pylist() for n in _PLACE), strict=True)]
+    return table.append_column(MAP_COLUMNS.field("protected"), pa.array(marks, pa.bool_()))
+
+
+def _unmarked(
+    trace: Trace, by: MapBy, label: str, value: str, scores: Scores | None, where: Where, seed: int
+) -> pa.Table:
+    """Return the map without the last column, which another command may change at any time."""
     if by == "score":
         return _by_score(trace, scores, where)
     if bool(label) != bool(value):
@@ -139,7 +150,7 @@ def _by_use(trace: Trace, by: str, where: Where, seed: int) -> pa.Table:
         chance = trace.header.shape_of(layer).top_k / experts if by == "load" else 1 / experts
         low, high = ratio_intervals(sums[layer], tokens, samples=200, seed=seed)
         found = sums[layer].sum(0) / tokens.sum()
-        grids.append(_grid(trace, layer, found, np.full(experts, chance), low, high))
+        grids.append(_grid(layer, found, np.full(experts, chance), low, high))
     return pa.concat_tables(grids)
 
 
@@ -164,7 +175,7 @@ def _by_specialisation(trace: Trace, label: str, value: str, where: Where, seed:
                 column[row["expert"]] = row[name]
         passes = [None if p != p else bool(p <= _ALPHA) for p in columns["p"].tolist()]
         found, chance, low, high = (columns[name] for name in ("log_ratio", "chance", "low", "high"))
-        grids.append(_grid(trace, layer, found, chance, low, high, passes))
+        grids.append(_grid(layer, found, chance, low, high, passes))
     return pa.concat_tables(grids)
 
 
@@ -189,12 +200,11 @@ def _by_score(trace: Trace, scores: Scores | None, where: Where) -> pa.Table:
         chance = np.where((at >= 0) & (tested and header.tail == "both"), 0.0, np.nan)
         flags = scores.column("passes")[at].tolist()
         passes = [bool(flag) if tested and row >= 0 else None for flag, row in zip(flags, at.tolist(), strict=True)]
-        grids.append(_grid(trace, layer, found, chance, low, high, passes))
+        grids.append(_grid(layer, found, chance, low, high, passes))
     return pa.concat_tables(grids)
 
 
 def _grid(
-    trace: Trace,
     layer: int,
     value: Array,
     chance: Array,
@@ -203,7 +213,7 @@ def _grid(
     passes: Sequence[bool | None] = (),
 ) -> pa.Table:
     """Return the rows of one layer from (E,) arrays; numbers that are not known become null."""
-    experts, protected = len(value), protected_experts(trace)
+    experts = len(value)
     numbers = [pa.array(column, pa.float64(), from_pandas=True) for column in (value, chance, low, high)]
     return pa.Table.from_arrays(
         [
@@ -211,7 +221,6 @@ def _grid(
             pa.array(np.arange(experts), pa.int32()),
             *numbers,
             pa.array(passes or [None] * experts, pa.bool_()),
-            pa.array([Address(layer, expert) in protected for expert in range(experts)], pa.bool_()),
         ],
-        schema=MAP_COLUMNS,
+        schema=MAP_COLUMNS.remove(len(MAP_COLUMNS) - 1),
     )
