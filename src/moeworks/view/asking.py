@@ -14,7 +14,7 @@ from moeworks.errors import RunFailed
 if TYPE_CHECKING:
     from moeworks.view.sources import Sources
 
-__all__ = ["Get", "asking"]
+__all__ = ["Get", "ask", "asking"]
 
 Get = Callable[[str], bytes | None]  # address below /view/ → the answer; None where it is refused, with a reason
 
@@ -35,7 +35,7 @@ def asking(sources: Sources) -> Iterator[Get]:
     with ThreadPoolExecutor(1) as thread:  # there may be an event loop in this one already, as in notebooks
 
         def get(url: str) -> bytes | None:
-            status, body = thread.submit(lambda: asyncio.run(_ask(app, url))).result()
+            status, body = thread.submit(lambda: asyncio.run(ask(app, url))).result()
             if status >= 500:
                 raise RunFailed(f"{url}: {json.loads(body)['error']['message']}")
             return body if status == 200 else None
@@ -43,7 +43,8 @@ def asking(sources: Sources) -> Iterator[Get]:
         yield get
 
 
-async def _ask(app: Any, url: str) -> tuple[int, bytes]:
+async def ask(app: Any, url: str) -> tuple[int, bytes]:
+    """Return status and body of an app's answer to a GET of an address below /view/."""
     path, _, query = url.partition("?")
     scope = {
         "type": "http",

@@ -1,6 +1,6 @@
 // Colours that colour-blind readers can tell apart: Okabe–Ito for kinds, cividis, viridis and a two-sided scale for amounts.
 // The more, the farther from the paper: in the light theme a one-sided scale runs from bright to dark, in the dark one
-// from dark to bright.
+// from dark to bright. The first choice, "amount", is ColorBrewer's YlGnBu on light paper and viridis on dark.
 
 import { useEffect, useState } from "preact/hooks";
 
@@ -9,17 +9,28 @@ export const KINDS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d
 
 const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const AMOUNT_LIGHT = ["#f6f6ea", "#e4f0cb", "#bde0bb", "#86cabc", "#4db0c1", "#2a8bb8", "#2a64a3", "#2a4189", "#0b1f5c"];
 const TWO_SIDED = ["#0d4a70", "#2b7ab0", "#7fb3d9", "#cfe0ec", "#f2f1ee", "#f3d9c2", "#e6a56b", "#c8682a", "#7f3b08"];
 const TWO_SIDED_DARK = ["#8fd0ff", "#4a9fd8", "#2b6a96", "#26404f", "#2a2d31", "#54402c", "#a0662c", "#dd8a3d", "#ffc07f"];
 
-/** @typedef {"cividis" | "viridis" | "two-sided"} ScaleName */
+/** @typedef {"amount" | "cividis" | "viridis" | "two-sided"} ScaleName */
 
 const tables = {};
 const darkSystem = matchMedia("(prefers-color-scheme: dark)");
 
+let themed = document.documentElement;
+
+/**
+ * Follow the theme of an element (its `data-theme`) in place of the page's own: that of a notebook's widget.
+ * @param {HTMLElement} element
+ */
+export function themeOf(element) {
+  themed = element;
+}
+
 /** @returns {boolean} whether the page is dark now */
 export function isDark() {
-  const chosen = document.documentElement.dataset.theme;
+  const chosen = themed.dataset.theme;
   return chosen ? chosen === "dark" : darkSystem.matches;
 }
 
@@ -44,6 +55,7 @@ export function useDark() {
 
 function stopsOf(name, dark) {
   if (name === "two-sided") return dark ? TWO_SIDED_DARK : TWO_SIDED;
+  if (name === "amount") return dark ? VIRIDIS : AMOUNT_LIGHT;
   const stops = name === "viridis" ? VIRIDIS : CIVIDIS;
   return dark ? stops : [...stops].reverse();
 }
@@ -77,8 +89,8 @@ export function rgb(hex) {
  * @param {ScaleName} [name]
  * @returns {[number, number, number]}
  */
-export function scaleRgb(share, name = "cividis") {
-  return tableOf(name)[Math.max(0, Math.min(255, Math.round(share * 255)))];
+export function scaleRgb(share, name = "amount") {
+  return tableOf(name ?? "amount")[Math.max(0, Math.min(255, Math.round(share * 255)))];
 }
 
 /**

@@ -51,7 +51,7 @@ function Experts({ trace, sources, params }) {
     change({ by: "specialisation", label, value, scores: null });
   };
   useKeys([
-    { keys: "/", what: "search for an expert or a label", run: () => document.querySelector(".expert-search")?.focus() },
+    { keys: "/", what: "search for an expert or a label", run: (event) => event.target.getRootNode().querySelector(".expert-search")?.focus() },
     { keys: "ArrowLeft ArrowRight ArrowUp ArrowDown", what: "move over the map" },
     { keys: "Space", what: "choose an expert, or no longer" },
     { keys: "Shift+ArrowRight", what: "choose a range (or Shift and click)" },
@@ -76,7 +76,7 @@ function Experts({ trace, sources, params }) {
           <p class="quiet map-says">${saysOf(choice)}</p>
           ${!map && loaded.loading && html`<${Loading} what="Counting" />`}
           ${map &&
-          html`<${Legend} scale=${map.twoSided ? "two-sided" : "viridis"} low=${formatNumber(map.range[0])} middle=${map.twoSided ? "0" : ""} high=${formatNumber(map.range[1])}>
+          html`<${Legend} scale=${map.twoSided ? "two-sided" : "amount"} low=${formatNumber(map.range[0])} middle=${map.twoSided ? "0" : ""} high=${formatNumber(map.range[1])}>
               ${map.cells.some((cell) => cell.passes) && html`<span>• passes the test</span>`}
               ${protectedOnes.size > 0 && html`<span>◥ protected</span>`}
               ${map.cells.some((cell) => cell.value === null) && html`<span>□ no number</span>`}
@@ -129,7 +129,7 @@ function TryIt({ trace, sources, choice, picked, map, onPick }) {
       <p>Each square is one expert of one layer, and its colour says how much it runs. Try it:</p>
       <ol>
         <li class=${here ? "done" : ""}><a href=${hashOf("experts", { trace: trace.id, by: "specialisation", label, value, picked: formatAddresses(picked) })}>see which experts carry ${labelWords(label, value)}</a></li>
-        <li class=${picked.size > 0 ? "done" : ""}>${here && few.length > 0 ? html`<button type="button" class="link" onClick=${() => onPick(few)}>choose the ${few.length} strongest</button>` : "choose the strongest"}</li>
+        <li class=${picked.size > 0 ? "done" : ""}>${here && few.length > 0 ? html`<button type="button" class="link" onClick=${() => onPick(few)}>${few.length > 1 ? `choose the ${few.length} strongest` : "choose the strongest"}</button>` : "choose the strongest"}</li>
         <li>${picked.size > 0 ? html`<a href=${hashOf("steer", { trace: trace.id, demote: formatAddresses(picked) })}>switch them off and watch the text change</a>` : "switch them off and watch the text change"}${sources.can?.generate ? "" : " (needs a model behind the page)"}</li>
       </ol>
       <button type="button" class="plain" onClick=${close} aria-label="Close the first steps">×</button>

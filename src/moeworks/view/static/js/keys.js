@@ -44,9 +44,12 @@ export function keyName(event) {
   return `${event.ctrlKey || event.metaKey ? "Control+" : ""}${event.altKey ? "Alt+" : ""}${shift}${name}`;
 }
 
-/** Start hearing; called once by the page. */
-export function hearKeys() {
-  document.addEventListener("keydown", (event) => {
+/**
+ * Start hearing; called once by the page.
+ * @param {Document | ShadowRoot} where a notebook's widget hears only its own part of the page
+ */
+export function hearKeys(where = document) {
+  where.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || isTyping(event.target)) return;
     const name = keyName(event);
     for (const entry of [...heard].reverse()) {

@@ -1,12 +1,8 @@
 // Small shared components: fields, command line, empty state, error, progress, legend, card.
 
-import htm from "htm";
-import { h } from "preact";
 import { useId, useState } from "preact/hooks";
 import { scaleGradient } from "moeworks/colours";
-
-/** Markup in JavaScript without a build step; everything from data is escaped by Preact. */
-export const html = htm.bind(h);
+import { html } from "moeworks/markup";
 
 /** @param {number | null | undefined} value @param {number} [digits] significant digits @returns {string} */
 export function formatNumber(value, digits = 3) {
@@ -208,4 +204,5 @@ export function Card({ title, actions, className = "", children }) {
   `;
 }
 
+export { html } from "moeworks/markup";
 export { Table } from "moeworks/table";

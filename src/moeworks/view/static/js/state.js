@@ -7,7 +7,34 @@ export const VIEWS = ["tokens", "experts", "layers", "compare", "steer", "report
 
 /**
  * @typedef {{view: string, params: Record<string, string>}} Route
+ * @typedef {{read: () => string, write: (hash: string, replace: boolean) => void, hear: (listener: () => void) => () => void}} Address
+ *   where the state is kept; hear returns what stops it
  */
+
+/** @type {Address} */
+let address = {
+  read: () => location.hash,
+  write(hash, replace) {
+    if (replace) {
+      history.replaceState(null, "", hash);
+      dispatchEvent(new HashChangeEvent("hashchange"));
+    } else {
+      location.hash = hash;
+    }
+  },
+  hear(listener) {
+    addEventListener("hashchange", listener);
+    return () => removeEventListener("hashchange", listener);
+  },
+};
+
+/**
+ * Keep the state elsewhere than in the browser's address: a widget in a notebook has none of its own.
+ * @param {Address} other
+ */
+export function keepAddress(other) {
+  address = other;
+}
 
 /**
  * Read a hash such as `#/tokens?trace=fr&layer=4`; what is no view of ours becomes the first look, `experts`.
@@ -45,13 +72,7 @@ function readable(text) {
  */
 export function navigate(view, params = {}, { replace = false } = {}) {
   const hash = hashOf(view, params);
-  if (hash === location.hash) return;
-  if (replace) {
-    history.replaceState(null, "", hash);
-    dispatchEvent(new HashChangeEvent("hashchange"));
-  } else {
-    location.hash = hash;
-  }
+  if (hash !== address.read()) address.write(hash, replace);
 }
 
 /**
@@ -60,7 +81,7 @@ export function navigate(view, params = {}, { replace = false } = {}) {
  * @param {{replace?: boolean}} [options]
  */
 export function change(changes, options) {
-  const { view, params } = parseHash(location.hash);
+  const { view, params } = parseHash(address.read());
   navigate(view, { ...params, ...changes }, options);
 }
 
@@ -69,12 +90,8 @@ export function change(changes, options) {
  * @returns {Route}
  */
 export function useRoute() {
-  const [route, setRoute] = useState(() => parseHash(location.hash));
-  useEffect(() => {
-    const read = () => setRoute(parseHash(location.hash));
-    addEventListener("hashchange", read);
-    return () => removeEventListener("hashchange", read);
-  }, []);
+  const [route, setRoute] = useState(() => parseHash(address.read()));
+  useEffect(() => address.hear(() => setRoute(parseHash(address.read()))), []);
   return route;
 }
 

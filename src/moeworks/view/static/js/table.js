@@ -1,6 +1,6 @@
 // A table that sorts by its headings and shows long lists piece by piece.
 
-import { html } from "moeworks/parts";
+import { html } from "moeworks/markup";
 import { useState } from "preact/hooks";
 
 /**

@@ -56,7 +56,7 @@ function Text({ trace, params, sources, requests }) {
   useKeys([
     { keys: "[", what: "the layer before", run: () => stepLayer(-1) },
     { keys: "]", what: "the next layer", run: () => stepLayer(1) },
-    { keys: "/", what: "search the text", run: () => document.getElementById("find")?.focus() },
+    { keys: "/", what: "search the text", run: (event) => event.target.getRootNode().querySelector("#find")?.focus() },
     { keys: "n", what: "the next find", run: () => list.toHit(1) },
     { keys: "Shift+N", what: "the find before", run: () => list.toHit(-1) },
     { keys: "ArrowLeft ArrowRight ArrowUp ArrowDown", what: "walk from token to token" },
@@ -73,7 +73,7 @@ function Text({ trace, params, sources, requests }) {
       <div class="tokens-main">
         <div class=${`tokens-frame ${params.marks === "0" ? "" : "marks"}`} ref=${list.frame} tabindex="0" role="region" aria-label="Text; arrow keys walk from token to token"
           onKeyDown=${list.onKeyDown} onMouseMove=${list.onMouseMove} onMouseLeave=${list.onMouseLeave} onClick=${list.onClick} onFocus=${list.onFocus}></div>
-        <aside class="tokens-side" aria-label="Route of a token">
+        <aside class=${`tokens-side ${list.row >= 0 ? "shows" : ""}`} aria-label="Route of a token">
           <${RoutePanel} trace=${trace} row=${list.row} layer=${layer} onRow=${list.choose} onLayer=${setLayer} />
         </aside>
       </div>
@@ -152,7 +152,7 @@ function ColourLegend({ colouring, sample, trace }) {
   const ends = quantity === "weight" ? "0 to 1" : `2 % to 98 % of the first ${(sample.stop - sample.start).toLocaleString("en")} tokens`;
   const of = quantity === "entropy" && sample.entropyOf === "weights" ? " of the weights" : "";
   const title = quantity === "weight" ? `Weight of L${layer}.E${expert}` : `${QUANTITIES[quantity].label}${of} in L${layer}`;
-  return html`<${Legend} title=${title[0].toUpperCase() + title.slice(1)} scale="viridis" low=${formatNumber(range[0])} high=${formatNumber(range[1])}>
+  return html`<${Legend} title=${title[0].toUpperCase() + title.slice(1)} scale="amount" low=${formatNumber(range[0])} high=${formatNumber(range[1])}>
     <span class="quiet">${ends}</span>
     ${quantity === "weight" && html`<a href=${hashOf("experts", { trace: trace.id, expert: `L${layer}.E${expert}` })}>its card</a>`}
   <//>`;
@@ -251,7 +251,7 @@ function useTextList(trace, stretch, requests, colouring, chosen, found) {
   const onKeyDown = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Enter" && row >= 0) {
-      document.querySelector(".tokens-side .route-row.chosen a")?.click();
+      frame.current.parentNode.querySelector(".tokens-side .route-row.chosen a")?.click();
       return;
     }
     const next = step(list.current, row, event.key);
