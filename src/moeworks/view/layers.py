@@ -87,7 +87,7 @@ def cache_rows(trace: Trace, *, capacity: str = "2k", seed: int = 0) -> dict[str
     command = ["moeworks", "place", "cache", str(trace.path)]
     command += ["--capacity", capacity] if capacity != "2k" else []
     command += ["--seed", str(seed)] if seed else []
-    return {"what": "cache", **found, "command": shlex.join(command)}
+    return {"what": "cache", **found, "command": shlex.join([*command, "--json"])}
 
 
 def _check_sanity(trace: Trace, what: str, seed: int) -> None:
