@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +66,20 @@ def make_site(folder: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
-def serve_page(folder: Path, *, model: bool = True, key: str = "", **more: Any) -> Iterator[Site]:
-    """Serve the page with two traces, and with the fake model unless told otherwise; `more` is of `Sources`."""
+def serve_page(
+    folder: Path, *, model: bool = True, key: str = "", more: Sequence[Path] = (), **options: Any
+) -> Iterator[Site]:
+    """Serve the page with two traces, and with the fake model unless told otherwise.
+
+    Args:
+        folder: where the traces are written.
+        model: whether the fake model is behind the page, or only what it recorded.
+        key: of the server.
+        more: files and folders to show besides.
+        options: of `build_page`.
+    """
     engine, traces = make_site(folder)
-    sources = Sources(traces, engine=engine if model else None, **more)
-    app = build_page(sources, key=key)
+    sources = Sources([*traces, *more], engine=engine if model else None)
+    app = build_page(sources, key=key, **options)
     with in_thread(app) as url:
         yield Site(url, sources, app, key)

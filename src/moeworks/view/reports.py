@@ -85,7 +85,11 @@ def _report(sources: Sources, id: str) -> Response:
     path = sources.study(id).with_name("report.html")
     if not path.is_file():
         raise NotThere(f"the study '{id}' has no report.html beside its study.json; run `moeworks study` again.")
-    headers = {"content-security-policy": REPORT_POLICY, "cache-control": "no-store"}
+    headers = {
+        "content-security-policy": REPORT_POLICY,
+        "x-frame-options": "SAMEORIGIN",
+        "cache-control": "no-store",
+    }
     return Response(path.read_bytes(), media_type="text/html", headers=headers)
 
 

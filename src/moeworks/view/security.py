@@ -57,7 +57,7 @@ def sign(key: str, what: str) -> str:
 
 def signed(key: str, what: str, word: str) -> bool:
     """Whether `word` opens `what`; without a key everything is open."""
-    return not key or hmac.compare_digest(sign(key, what), word)
+    return not key or hmac.compare_digest(sign(key, what).encode(), word.encode())
 
 
 class Guard:
