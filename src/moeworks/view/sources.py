@@ -280,7 +280,8 @@ def _kind_of(path: Path) -> Kind | None:
     header = document.get("header")
     name = document.get("format") or (header.get("format") if isinstance(header, dict) else None)
     kinds: dict[Any, Kind] = {"moeworks.plan": "plan", "moeworks.study": "study", "moeworks.league": "league"}
-    return kinds.get(name)
+    # A league is written without what is as usual, its format for one.
+    return kinds.get(name) or ("league" if path.name == "league.json" and name is None else None)
 
 
 def _model(engine: Engine) -> dict[str, Any]:
