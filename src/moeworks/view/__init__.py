@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from moeworks.view.run import view
     from moeworks.view.sources import Sources
     from moeworks.view.tokens import request_table, token_table
+    from moeworks.view.widget import ExpertMap, TokenView
 
 _HOMES = {
+    "ExpertMap": "widget",
     "Sources": "sources",
+    "TokenView": "widget",
     "build_page": "app",
     "compared_tokens": "comparing",
     "comparison_json": "comparing",
@@ -34,7 +37,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "ExpertMap",
     "Sources",
+    "TokenView",
     "build_page",
     "cache_rows",
     "compared_tokens",
