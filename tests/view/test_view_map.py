@@ -14,6 +14,7 @@ from moeworks.stats.balance import load
 from moeworks.stats.coactivation import coactivation
 from moeworks.stats.specialisation import specialisation
 from moeworks.view.cards import expert_card
+from moeworks.view.contexts import _apart as apart
 from moeworks.view.expert_map import MAP_COLUMNS, expert_map
 from moeworks.view.refusals import NotThere
 from moeworks.where import Where
@@ -142,16 +143,11 @@ def test_contexts_have_the_largest_weights_of_their_requests(trace) -> None:
         assert (request[one["row"]], trace.rows().token[one["row"]]) == (one["request"], one["id"])
 
 
-def test_one_frequent_token_does_not_fill_the_contexts(tmp_path) -> None:
-    from moeworks.address import Address
-    from moeworks.view.contexts import expert_contexts
-    from moeworks.view.decoding import decoder_for
-
-    trace = make_trace(tmp_path / "t", requests=30, rows_per_request=60)
-    first = expert_contexts(trace, Address(0, 1), decoder=decoder_for(None), most=30)
-    counts = np.unique([one["id"] for one in first], return_counts=True)[1]
-    assert len(first) == 30
-    assert counts.max() <= 2 + 1  # a third one only where there was no other text
+def test_one_frequent_token_does_not_fill_the_contexts() -> None:
+    request, token = np.array([0, 0, 1, 2, 3, 4, 5]), np.array([7, 8, 7, 7, 7, 9, 7])
+    assert apart(request, token, 3).tolist() == [0, 2, 5]  # two of token 7, then another token
+    assert apart(request, token, 5).tolist() == [0, 1, 2, 3, 5]  # then the best of what is left
+    assert apart(request, token, 20).tolist() == list(range(7))
 
 
 def test_rates_of_a_label_beside_the_rate_of_all(trace) -> None:
@@ -193,6 +189,11 @@ def test_scores_on_a_card_and_whether_their_claim_replicates(trace, scores) -> N
     assert card["replicated"]["direction"] == "more"
     assert card["replicated"]["survives"]
     assert expert_card(trace, "L0.E0", scores={"first": scores})["replicated"] is None
+
+    column = scores.table.column_names.index("score")
+    other = scores.table.set_column(column, "score", [[-one for one in scores.column("score")]])
+    card = expert_card(trace, "L2.E5", scores={"first": scores, "against it": type(scores)(other, scores.header)})
+    assert card["replicated"]["passing"] == ["first"]
 
     weak = scores.table.set_column(
         scores.table.column_names.index("passes"), "passes", [[False] * scores.table.num_rows]
