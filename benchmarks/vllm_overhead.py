@@ -71,12 +71,14 @@ def main() -> None:
         generate([{"key": key, "record": {}} for key in keys])
         assert all(kept["columns"] for kept in engine.take(keys))
 
-    documents = [None if plan is None else {"plan": json.loads(plan.model_dump_json())} for plan in chosen]
+    unchanged = [None if number % 4 == 0 else {"plan": as_json(faint(engine))} for number in range(REQUESTS)]
+    documents = [None if plan is None else {"plan": as_json(plan)} for plan in chosen]
     arms: dict[str, Callable[[], None]] = {
         "bare": bare,
         "bare again": bare,
         "idle": lambda: generate([None] * REQUESTS),
         "mixed plans": lambda: generate(documents),
+        "plans that change no decision": lambda: generate(unchanged),
         "recording ids": recorded,
     }
     times = measured(arms, options.rounds)
@@ -118,6 +120,17 @@ def plans(engine: VllmEngine) -> list[Plan | None]:
     ]
     empty = empty_plan(engine.identity, protect="none")
     return [None, *(empty.model_copy(update={"operations": (kind, Demote(experts=every(7)))}) for kind in kinds)]
+
+
+def faint(engine: VllmEngine) -> Plan:
+    """A plan that is decided for every token and changes nothing: what steering costs beside other experts' work."""
+    experts = tuple(Address(shape.layer, 2) for shape in engine.identity.layers)
+    operations = (Add(experts=experts, strength=1e-6, unit="logit"),)
+    return empty_plan(engine.identity, protect="none").model_copy(update={"operations": operations})
+
+
+def as_json(plan: Plan) -> Any:
+    return json.loads(plan.model_dump_json())
 
 
 def measured(arms: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

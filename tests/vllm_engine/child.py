@@ -24,7 +24,14 @@ def main() -> None:
         engine.record(examples, folder / Path(file).stem, plan=load_plan(file), generate=work["new"], logits=True)
     runner = engine.llm.llm_engine.engine_core
     (folder / "facts.json").write_text(
-        json.dumps({"state": engine.state(), "core": type(runner).__name__, "operator_calls": len(calls)})
+        json.dumps(
+            {
+                "state": engine.state(),
+                "core": type(runner).__name__,
+                "operator_calls": len(calls),
+                "expert_parallel": engine.config.parallel_config.enable_expert_parallel,
+            }
+        )
     )
 
 

@@ -9,7 +9,8 @@ import torch
 from moeworks.address import Address
 from moeworks.contract import Contract, margins, selection_scores
 from moeworks.engines.vllm.bank import EVERY, Bank, merge
-from moeworks.engines.vllm.decide import decide_rows
+from moeworks.engines.vllm.decide import decide_rows, logits_decide
+from moeworks.engines.vllm.fused import Fused
 from moeworks.plan.compiled import compile_layer
 from moeworks.plan.operations import apply_edits
 from moeworks.plan.schema import Add, Demote, Mask, Operation, Promote, Scale, TopK
@@ -66,10 +67,14 @@ def dense(weights: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("tight", [True, False], ids=["by selection scores", "by logits where these decide"])
+@pytest.mark.parametrize("way", ["by selection scores", "by logits where these decide", "in one pass"])
 @pytest.mark.parametrize("name", CONTRACTS)
-def test_a_mixed_batch_equals_the_reference(name: str, tight: bool) -> None:
+def test_a_mixed_batch_equals_the_reference(name: str, way: str) -> None:
     contract = CONTRACTS[name]
+    if way == "in one pass":
+        pytest.importorskip("numba")
+        if not logits_decide(contract):
+            return  # it is never asked to
     rng = np.random.default_rng(0)
     sets = [(), *((clause,) for clause in CLAUSES), *TOGETHER]
     rows = 40 * len(sets)
@@ -80,11 +85,17 @@ def test_a_mixed_batch_equals_the_reference(name: str, tight: bool) -> None:
     bank = Bank(len(sets), E, torch.device("cpu"))
     for slot, chosen in enumerate(sets):
         bank.write(slot, merge([edit for clause in chosen if (edit := edits[clause]) is not None], E))
-    kinds = EVERY if tight else EVERY - {"tight"}
+    kinds = EVERY if way == "by selection scores" else EVERY - {"tight"}
     given = None if bias is None else torch.from_numpy(bias)
-    weights, ids = decide_rows(
-        torch.from_numpy(logits), bank.gather(torch.from_numpy(slots), kinds), contract, bias=given
-    )
+    if way == "in one pass":
+        weights, ids = torch.full((rows, K), torch.nan), torch.full((rows, K), -1, dtype=torch.int32)
+        for part in (np.arange(0, rows, 2), np.arange(1, rows, 2)):
+            assert Fused(bank, contract).decide(torch.from_numpy(logits), weights, ids, part, slots[part])
+        assert (ids.sort(-1).values.diff(dim=-1) > 0).all()  # no expert twice
+    else:
+        weights, ids = decide_rows(
+            torch.from_numpy(logits), bank.gather(torch.from_numpy(slots), kinds), contract, bias=given
+        )
 
     expected = np.zeros((rows, E))
     near = margins(selection_scores(logits, contract, bias=bias), contract) < 1e-5
@@ -98,6 +109,7 @@ def test_a_mixed_batch_equals_the_reference(name: str, tight: bool) -> None:
         )
         expected[here] = dense(reference.weights, reference.ids)
     found = dense(weights.numpy(), ids.numpy())
+    assert np.isfinite(found).all()
     assert np.abs(found - expected)[~near].max() < 2e-6
     assert near.mean() < 0.01
     for slot, chosen in enumerate(sets[1:], 1):  # each plan does something on its rows
@@ -136,6 +148,29 @@ def test_a_cleared_slot_is_neutral() -> None:
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, getattr(fresh, name)), name
     assert not bank.kinds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_one_pass_takes_logits_as_they_are(dtype: torch.dtype) -> None:
+    """In half precision, or with columns of shared experts beside; rows that are not named stay; other types refuse."""
+    pytest.importorskip("numba")
+    contract = CONTRACTS["softmax"]
+    bank = Bank(2, E, torch.device("cpu"))
+    edit = compile_layer(CLAUSES["all at once"], 0, E)
+    assert edit is not None
+    bank.write(1, merge([edit], E))
+    logits = torch.randn(8, E + 2, generator=torch.Generator().manual_seed(3)).to(dtype)[:, :E]
+    rows, slots = np.array([1, 4, 6]), np.ones(3, np.int64)
+    weights, ids = torch.full((8, K), 7.0), torch.full((8, K), 9)
+    fused = Fused(bank, contract)
+    assert fused.decide(logits, weights, ids, rows, slots)
+    expected = decide_rows(logits[rows], bank.gather(torch.from_numpy(slots), bank.kinds[1]), contract)
+    assert torch.equal(ids[rows], expected[1])
+    assert (weights[rows] - expected[0]).abs().max() < 1e-6
+    others = [row for row in range(8) if row not in rows]
+    assert (weights[others] == 7).all()
+    assert (ids[others] == 9).all()
+    assert not fused.decide(logits, weights.half(), ids, rows, slots)
 
 
 def test_a_margin_of_nothing_still_promotes() -> None:

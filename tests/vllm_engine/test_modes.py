@@ -32,6 +32,10 @@ MODES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
         {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
         EAGER | {"tensor_parallel_size": 2},
     ),
+    "two ranks with expert parallelism": (
+        {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "TEST_EXPERT_PARALLEL": "1", "PYTHONPATH": str(AIDS)},
+        EAGER | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+    ),
     "two pipeline ranks": (SECOND | {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}, EAGER | {"pipeline_parallel_size": 2}),
 }
 
@@ -87,3 +91,4 @@ def test_routes_are_those_of_transformers(mode: str, checkpoint: Any, reference_
     assert len(facts["state"]) == ranks
     assert (facts["core"] == "InprocClient") == ("VLLM_ENABLE_V1_MULTIPROCESSING" not in environment)
     assert (facts["operator_calls"] > 0) == (mode == "compiled")
+    assert facts["expert_parallel"] == ("expert parallelism" in mode)

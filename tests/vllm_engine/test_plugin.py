@@ -78,8 +78,17 @@ def test_slots_are_shared_and_counted() -> None:
     assert slots.used == 2
     slots.give_back(same)
     assert slots.used == 1
-    assert written[-1] == (first, None)
+    before = len(written)
+    assert slots.take(("a", (0,))) == first  # still filled
+    assert len(written) == before
+    slots.give_back(first)
     assert slots.take(("c", (0,))) == first
+    assert written[before:] == [(first, None), (first, ("c", (0,)))]
+    slots.give_back(first)
+    slots.give_back(other)
+    assert slots.used == 0
+    assert slots.take(("d", (0,))) == first  # the one that was given back first
+    assert slots.take(("b", (0,))) == other
 
 
 def test_where_a_plan_holds_is_known_for_every_position() -> None:

@@ -13,7 +13,7 @@ from moeworks.contract import Contract
 from moeworks.engines.vllm.bank import Tables
 from moeworks.families.torch_contract import TorchDetail, keep_best_groups, score_logits, selection_scores
 
-__all__ = ["DETAIL", "decide_rows"]
+__all__ = ["DETAIL", "decide_rows", "logits_decide"]
 
 DETAIL = TorchDetail(score_dtype=torch.float32)
 
@@ -30,7 +30,7 @@ def decide_rows(
         bias: (E,) selection bias, exactly when the contract has one.
     """
     z = _add(logits.float(), tables)
-    if _logits_decide(contract) and "tight" not in tables.kinds:
+    if logits_decide(contract) and "tight" not in tables.kinds:
         z = _pin_logits(z, tables)
         values, ids = torch.topk(z, contract.top_k, dim=-1, sorted=True)  # (n, k)
         weights = _softmax_weights(z, values, contract, _runs(tables, contract))
@@ -42,7 +42,7 @@ def decide_rows(
     return weights, ids
 
 
-def _logits_decide(contract: Contract) -> bool:
+def logits_decide(contract: Contract) -> bool:
     """Whether logits alone rank experts, and weights are a softmax of those that were chosen or of all."""
     return (
         contract.score == "softmax"

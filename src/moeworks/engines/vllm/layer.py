@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moeworks.contract import Contract
 from moeworks.engines.vllm.bank import Bank, Tables
-from moeworks.engines.vllm.decide import decide_rows
+from moeworks.engines.vllm.decide import decide_rows, logits_decide
+from moeworks.engines.vllm.fused import Fused, available
 from moeworks.engines.vllm.recorder import StepBuffers
 from moeworks.engines.vllm.routers import Found
 from moeworks.engines.vllm.step import Step
@@ -25,6 +28,17 @@ __all__ = ["Layer", "hook_router"]
 
 _LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()  # layer number → what the operator works on
 _LIBRARY: list[torch.library.Library] = []
+
+
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """What holds in the steps of one key (version of the step, version of the bank)."""
+
+    key: tuple[int, int]
+    rows: Tensor | None  # (m,) the steered rows; None: all
+    tables: Tables | None  # what holds for them; None: nothing
+    row_numbers: NDArray[np.int64]  # (m,)
+    row_slots: NDArray[np.int64]  # (m,)
 
 
 @dataclass(eq=False)
@@ -46,7 +60,8 @@ class Layer:
     bank: Bank
     buffers: StepBuffers
     step: Step
-    _gathered: tuple[tuple[int, int], Tensor | None, Tables | None] | None = None
+    _gathered: _Gathered | None = None
+    _fused: Fused | None = None
 
     @property
     def contract(self) -> Contract | None:
@@ -78,8 +93,12 @@ class Layer:
 
     def _steer_some(self, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
         """Decide for the steered rows alone; the host knows which they are."""
-        rows, tables = self._tables()
+        found = self._tables()
+        rows, tables = found.rows, found.tables
         if tables is None:
+            return
+        one_pass = self._fused if "tight" not in tables.kinds else None
+        if one_pass is not None and one_pass.decide(logits, weights, ids, found.row_numbers, found.row_slots):
             return
         if rows is None:
             n = len(self.step.row_slots)
@@ -93,11 +112,12 @@ class Layer:
             weights.index_copy_(0, rows, new.to(weights.dtype))
             ids.index_copy_(0, rows, new_ids.to(ids.dtype))
 
-    def _tables(self) -> tuple[Tensor | None, Tables | None]:
-        """Return the rows that are steered in this layer (None: all) and what holds for them; kept while it stays."""
+    def _tables(self) -> _Gathered:
+        """Return which rows are steered in this layer and what holds for them; kept while it stays."""
         step, bank = self.step, self.bank
         key = (step.version, bank.version)
-        if self._gathered is None or self._gathered[0] != key:
+        if self._gathered is None or self._gathered.key != key:
+            self._fuse()
             kinds = {slot: bank.kinds.get(slot, frozenset()) for slot in step.used}
             rows, slots = step.rows, step.row_slots
             if not all(kinds.values()):  # some plans leave this layer alone
@@ -105,8 +125,16 @@ class Layer:
                 rows = torch.nonzero(touched)[:, 0] if rows is None else rows[touched]
                 slots = slots[touched]
             every = frozenset().union(*kinds.values())
-            self._gathered = (key, rows, bank.gather(slots, every) if every else None)
-        return self._gathered[1:]
+            tables = bank.gather(slots, every) if every else None
+            numbers = torch.arange(len(slots)) if rows is None else rows
+            self._gathered = _Gathered(key, rows, tables, numbers.cpu().numpy(), slots.cpu().numpy())
+        return self._gathered
+
+    def _fuse(self) -> None:
+        """Prepare the way of one pass, where there is one: on a processor, for rules that it knows."""
+        contract, here = self.found.contract, self.bank.masked.device.type == "cpu" and available()
+        if here and self._fused is None and contract is not None and logits_decide(contract):
+            self._fused = Fused(self.bank, contract)
 
     def _steer_all(self, weights: Tensor, ids: Tensor, logits: Tensor) -> None:
         """Decide for every row and keep the router's own where nothing is active: the same steps in every batch."""

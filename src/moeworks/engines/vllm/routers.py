@@ -34,7 +34,15 @@ class Found:
     opaque: str = ""  # why there is no contract
 
 
-def read_router(router: Any, *, output_scale: float, hidden: int, dtype: torch.dtype, device: torch.device) -> Found:
+def read_router(
+    router: Any,
+    *,
+    output_scale: float,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    experts: int | None = None,
+) -> Found:
     """Return the contract of a router, or why there is none.
 
     Args:
@@ -43,8 +51,9 @@ def read_router(router: Any, *, output_scale: float, hidden: int, dtype: torch.d
         hidden: width of hidden states.
         dtype: of the router's logits.
         device: where it runs.
+        experts: how many the model has; a router counts the copies that EPLB gives some of them too.
     """
-    experts, top_k = int(router.global_num_experts), int(router.top_k)
+    experts, top_k = experts or int(router.global_num_experts), int(router.top_k)
     contract, bias, reason = None, None, _unreadable(router)
     if not reason:
         bias = getattr(router, "e_score_correction_bias", None)

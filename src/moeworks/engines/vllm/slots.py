@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,10 @@ class Slots:
     Attributes:
         total: slots of the bank.
         write: called with a slot and its key when it gets contents.
-        clear: called with a slot that nobody uses any more.
+        clear: called with a slot whose contents are given up.
+
+    A slot that nobody uses any more keeps its contents while there are free ones: the next request under the same plan
+    finds it filled.
     """
 
     total: int
@@ -28,6 +32,7 @@ class Slots:
     _slots: dict[Key, int] = field(default_factory=dict)
     _users: dict[int, int] = field(default_factory=dict)
     _free: list[int] = field(default_factory=list)
+    _idle: OrderedDict[int, Key] = field(default_factory=OrderedDict)  # filled and unused, the longest first
 
     def __post_init__(self) -> None:
         self._free = list(range(self.total - 1, 0, -1))
@@ -41,11 +46,17 @@ class Slots:
         """Return the slot of a key, filled; each call must be paired with `give_back`."""
         slot = self._slots.get(key)
         if slot is None:
+            if not self._free and self._idle:
+                old, unused = self._idle.popitem(last=False)
+                del self._slots[unused]
+                self.clear(old)
+                self._free.append(old)
             if not self._free:
                 raise RunFailed(f"all {self.total - 1} slots of the plan bank are in use; this is a fault of moeworks.")
             slot = self._free.pop()
             self.write(slot, key)
             self._slots[key] = slot
+        self._idle.pop(slot, None)
         self._users[slot] = self._users.get(slot, 0) + 1
         return slot
 
@@ -55,6 +66,4 @@ class Slots:
         if self._users[slot]:
             return
         del self._users[slot]
-        self._slots = {key: place for key, place in self._slots.items() if place != slot}
-        self.clear(slot)
-        self._free.append(slot)
+        self._idle[slot] = next(key for key, place in self._slots.items() if place == slot)

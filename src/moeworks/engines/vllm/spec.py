@@ -88,6 +88,10 @@ def variants(
     Returns:
         sets of clause numbers, the empty one first, and (length,) indices into them.
     """
+    if not clauses:
+        return [()], np.zeros(length, np.uint8)
+    if all(where.everything for where in clauses):  # the usual plan: all of it holds for every token
+        return [(), tuple(range(len(clauses)))], np.ones(length, np.uint8)
     position = np.arange(length)
     phases = [PHASES.index(name) for name in ("prompt", "forced", "generated")]
     phase = np.array(phases)[(position >= prompt).astype(int) + (position >= given)]
