@@ -6,14 +6,15 @@ import { formatAddresses, hashOf } from "moeworks/state";
 
 /**
  * The chosen experts and the ways on to Steer.
- * @param {{trace: any, picked: Set<string>, protectedOnes: Set<string>, onClear: () => void, onStrongest: (count: number) => void, canPick: number}} props
+ * @param {{trace: any, value: string, picked: Set<string>, protectedOnes: Set<string>, onClear: () => void, onStrongest: (count: number) => void, canPick: number}} props
+ *   value: what the map is of, a language, say: Steer offers its texts and its probe first;
  *   canPick: how many experts the map would choose by itself
  */
-export function PickBar({ trace, picked, protectedOnes, onClear, onStrongest, canPick }) {
+export function PickBar({ trace, value, picked, protectedOnes, onClear, onStrongest, canPick }) {
   const [count, setCount] = useState(8);
   const addresses = formatAddresses(picked);
   const held = [...picked].filter((address) => protectedOnes.has(address));
-  const to = (op) => hashOf("steer", { trace: trace.id, [op]: addresses });
+  const to = (op) => hashOf("steer", { trace: trace.id, [op]: addresses, value });
   return html`
     <div class="pick-bar" role="group" aria-label="Chosen experts">
       <span class="pick-count" role="status"><b>${picked.size}</b> chosen</span>
