@@ -4,12 +4,13 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { streamEvents } from "moeworks/data";
 import { Button, Card, Command, Failure, Field, html, Progress, Select } from "moeworks/parts";
 import { change, wholeNumber } from "moeworks/state";
+import { scoresOf } from "moeworks/steer-experts";
 import { EvidenceResult } from "moeworks/steer-verdict";
 
 const KEPT = "moeworks-steer-evidence"; // the last result, kept for this tab
 
-/** @param {{plan: any, params: Record<string, string>, sources: any}} props */
-export function EvidenceCard({ plan, params, sources }) {
+/** @param {{plan: any, settled: boolean, params: Record<string, string>, sources: any}} props */
+export function EvidenceCard({ plan, settled, params, sources }) {
   const [progress, setProgress] = useState(/** @type {any} */ (null));
   const [result, setResult] = useState(readKept);
   const [error, setError] = useState("");
@@ -43,7 +44,7 @@ export function EvidenceCard({ plan, params, sources }) {
     }
     setProgress(null);
   };
-  const fresh = result?.key === key;
+  const fresh = !settled || result?.key === key;
   return html`
     <${Card} title="Evidence" className="steer-evidence">
       <p class="quiet">One text proves little. This measures the plan on held-out texts, beside as many random experts in the same layers, and what it breaks elsewhere.</p>
@@ -70,7 +71,7 @@ export function EvidenceCard({ plan, params, sources }) {
 
 /** The probe of the language that the choice of experts came from, else the first. */
 function usualProbe(/** @type {any} */ sources, /** @type {Record<string, string>} */ params) {
-  const scores = sources.scores.find((/** @type {any} */ one) => one.id === params.scores) ?? sources.scores[0];
+  const scores = scoresOf(sources, params);
   const value = params.value ?? /=(.+)$/.exec(scores?.contrast ?? "")?.[1];
   const wanted = [`language/${value}`, sources.probes.find((/** @type {string} */ name) => value && name.endsWith(`/${value}`))];
   return wanted.find((name) => name && sources.probes.includes(name)) ?? sources.probes[0];

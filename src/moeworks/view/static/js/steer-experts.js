@@ -78,7 +78,7 @@ function Picked({ operation, addresses, protected: spared, strength, factor, rem
         <h3>${word} <span class="count">${addresses.length.toLocaleString("en")}</span></h3>
         ${op === "add" && html`<${Amount} label="Strength" name="strength" value=${strength} hint="deviations" />`}
         ${op === "scale" && html`<${Amount} label="Factor" name="factor" value=${factor} hint="×" />`}
-        <button type="button" class="plain" onClick=${() => remove()} aria-label=${`Take out all experts to ${op}`}>Remove all</button>
+        <button type="button" class="plain" onClick=${() => remove()} aria-label=${`Remove all experts to ${op}`}>Remove all</button>
       </div>
       <ul class="steer-chips">
         ${pieces.map(
@@ -105,7 +105,7 @@ function Amount({ label, name, value, hint }) {
 /** The first experts of a scores file, those that pass its test. */
 function FromScores({ sources, params, op, put, fail }) {
   const trace = sources.traces.find((/** @type {any} */ one) => one.id === params.trace) ?? sources.traces[0];
-  const scores = sources.scores.find((/** @type {any} */ one) => one.id === params.scores) ?? sources.scores[0];
+  const scores = scoresOf(sources, params);
   const top = Math.min(Math.max(Number(params.top) || 10, 1), 10_000);
   const turnsDown = op !== "promote";
   const take = async () => {
@@ -132,6 +132,13 @@ function FromScores({ sources, params, op, put, fail }) {
       <${Button} onClick=${take}>Take them<//>
     </div>
   `;
+}
+
+/** The scores that the page's address names, else those of the value that the experts were chosen by, else the first. */
+export function scoresOf(/** @type {any} */ sources, /** @type {Record<string, string>} */ params) {
+  const named = sources.scores.find((/** @type {any} */ one) => one.id === params.scores);
+  const ofValue = params.value && sources.scores.find((/** @type {any} */ one) => one.contrast?.endsWith(`=${params.value}`));
+  return named ?? (ofValue || sources.scores[0]);
 }
 
 /**

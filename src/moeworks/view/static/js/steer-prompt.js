@@ -1,11 +1,13 @@
 // The prompt, how much is written after it, and the button that writes both texts.
 
+import { useEffect } from "preact/hooks";
 import { column, getTable, useLoaded } from "moeworks/data";
 import { Button, Card, Field, html, Select } from "moeworks/parts";
 import { change } from "moeworks/state";
 
 const WORDS = 6; // of an example text
 const EXAMPLES = 16;
+const SPECIAL = /<\|[^|>]*\|>/g; // the tokens that begin and end texts, which are no text to continue
 
 /**
  * @param {{typed: string, type: (text: string) => void, tokens: number, chat: boolean, params: Record<string, string>,
@@ -14,6 +16,10 @@ const EXAMPLES = 16;
 export function PromptCard({ typed, type, tokens, chat, params, sources, generate, texts, plan }) {
   const trace = sources.traces.find((/** @type {any} */ one) => one.id === params.trace) ?? sources.traces[0];
   const examples = useLoaded((signal) => (trace ? getTable(`api/traces/${trace.id}/requests`, { signal }).then(examplesOf) : null), [trace?.id]);
+  useEffect(() => {
+    const first = params.value && examples.value?.find((one) => one.lang === params.value);
+    if (first && !typed) type(first.value); // whoever comes from a language's experts can go on at once
+  }, [examples.value, params.value]);
   const blocked = !typed.trim() ? "Type a prompt first." : plan.problems.length || plan.error ? "The plan has problems; see there." : plan.loading ? "The plan is being checked." : "";
   const chats = sources.can.chat !== false;
   const hear = (/** @type {KeyboardEvent} */ event) => {
@@ -57,10 +63,10 @@ function examplesOf(/** @type {import("apache-arrow").Table} */ table) {
   const found = [];
   for (let row = 0; row < table.numRows && found.length < EXAMPLES; row += 1) {
     const lang = langs ? String(langs[row] ?? "") : "";
-    const text = beginning(String(previews?.[row] ?? ""));
+    const text = beginning(String(previews?.[row] ?? "").replaceAll(SPECIAL, ""));
     if (!text || (lang && seen.has(lang))) continue;
     seen.add(lang);
-    found.push({ value: text, label: lang ? `${lang}: ${text}` : text });
+    found.push({ value: text, lang, label: lang ? `${lang}: ${text}` : text });
   }
   return found;
 }

@@ -33,7 +33,8 @@ function Steering({ params, sources }) {
   const tokens = Math.min(Math.max(wholeNumber(params.tokens, 40) ?? 40, 1), 2000);
   const chat = params.chat === "1";
   const texts = useTexts();
-  const key = textsKey({ prompt, tokens, chat, hash: plan.hash });
+  const settled = !plan.loading && (plan.hash !== "" || (!params.plan && Object.keys(picks).length === 0));
+  const key = settled ? textsKey({ prompt, tokens, chat, hash: plan.hash }) : (texts.shown?.key ?? "");
   const [typed, type] = useTyped(prompt);
   const generate = () => {
     change({ prompt: typed, a: null, b: null });
@@ -50,7 +51,7 @@ function Steering({ params, sources }) {
         <${PromptCard} typed=${typed} type=${type} tokens=${tokens} chat=${chat} params=${params} sources=${sources} generate=${generate} texts=${texts} plan=${plan} />
         <${TextsCard} texts=${texts} now=${key} />
         <${RoutesCard} texts=${texts} now=${key} plan=${plan} params=${params} />
-        <${EvidenceCard} plan=${plan} params=${params} sources=${sources} />
+        <${EvidenceCard} plan=${plan} settled=${settled} params=${params} sources=${sources} />
         ${texts.shown && plan.plan && html`<${Command} command=${generateCommand(sources.model.name, { prompt, tokens, chat })} label="With the downloaded plan, from the command line" />`}
       </div>
     </div>
