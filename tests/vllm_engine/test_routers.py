@@ -58,6 +58,7 @@ def test_a_router_that_decides_otherwise_is_opaque(dtype: torch.dtype) -> None:
 def test_ids_are_logical_where_experts_have_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """EPLB gives experts physical places after our hook: plans and records speak of experts, not of places."""
     import vllm.model_executor.layers.fused_moe.router.base_router as base_router
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
     from moeworks.address import Address
     from moeworks.engines.vllm.bank import Bank, merge
@@ -66,8 +67,6 @@ def test_ids_are_logical_where_experts_have_copies(monkeypatch: pytest.MonkeyPat
     from moeworks.engines.vllm.step import Step
     from moeworks.plan.compiled import compile_layer
     from moeworks.plan.schema import Promote
-
-    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
     router, cpu = CPURouter(4, 32 + 8), torch.device("cpu")  # eight copies
     found = read_router(router, output_scale=1.0, hidden=8, dtype=torch.float32, device=cpu, experts=32)

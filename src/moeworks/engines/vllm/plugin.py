@@ -33,6 +33,7 @@ def register() -> None:
         return
     make_folder()
     when_imported("vllm.config.vllm", _salt_compile_cache)
+    when_imported("vllm.triton_utils.dispatcher", _pass_over_llvmlite)
     when_imported("vllm.v1.worker.worker_base", _hook_workers)
     when_imported("vllm.v1.engine.input_processor", _guard_door)
 
@@ -84,6 +85,31 @@ def _close_door(module: Any, reason: str) -> None:
         return process(self, request_id, prompt, params, *args, **kwargs)
 
     module.InputProcessor.process_inputs = refusing
+
+
+def _pass_over_llvmlite(module: Any) -> None:
+    """Keep vLLM's search of all modules for its kernels out of llvmlite, on whose objects it fails.
+
+    Without this no worker starts in a process where numba has compiled something, ours or not.
+    """
+    import sys
+    from functools import wraps
+    from types import SimpleNamespace
+
+    own = getattr(module, "_rebind_kernels", None)
+    if own is None or getattr(module, "sys", None) is not sys:
+        return
+
+    @wraps(own)
+    def rebind(*args: Any, **kwargs: Any) -> Any:
+        others = {name: found for name, found in sys.modules.items() if name.partition(".")[0] != "llvmlite"}
+        module.sys = SimpleNamespace(modules=others)
+        try:
+            return own(*args, **kwargs)
+        finally:
+            module.sys = sys
+
+    module._rebind_kernels = rebind
 
 
 def _salt_compile_cache(module: Any) -> None:
