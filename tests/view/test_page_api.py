@@ -56,8 +56,8 @@ def files(tmp_path_factory):
     (folder / "study").mkdir()
     save_study(build_study(), folder / "study" / "study.json")
     cells = tuple(
-        DetectCell(method=method, model="fake", probe="single", kind="planted", seed=0, sought=("L0.E1",), claims=claims,
-                   top=("L0.E1",), budget=1, reads="runs", null="documents")
+        DetectCell(method=method, model="fake", probe="single", kind="planted", seed=0, sought=("L0.E1",),
+                   claims=claims, top=("L0.E1",), budget=1, reads="runs", null="documents")
         for method, claims in (("one|two", ("L0.E1",)), ("none", ()))
     )  # fmt: skip
     sizes = {"documents": 10, "experts": 3, "permutations": 50, "controls": 2}
