@@ -117,32 +117,41 @@ function failureOf(event) {
 }
 
 /**
- * Use what a loader gives, again whenever `deps` change; an older answer never overwrites a newer one.
+ * Use what a loader gives, again whenever `deps` change. A value is only ever given with the `deps` it was loaded for:
+ * until the new one is there `value` is null, and `previous` is what was there before, for what may stand meanwhile.
  * @template T
  * @param {(signal: AbortSignal) => Promise<T> | null} load returns null where there is nothing to load
  * @param {unknown[]} deps
- * @returns {{value: T | null, error: Error | null, loading: boolean, again: () => void}}
+ * @returns {{value: T | null, previous: T | null, error: Error | null, loading: boolean, again: () => void}}
  */
 export function useLoaded(load, deps) {
-  const [state, setState] = useState({ value: null, error: null, loading: true });
+  const [state, setState] = useState({ deps: null, value: null, error: null, loading: true });
   const [turn, again] = useReducer((count) => count + 1, 0);
-  const present = useRef(state);
-  present.current = state;
+  const previous = useRef(null);
   useEffect(() => {
     const stop = new AbortController();
     const promise = load(stop.signal);
     if (!promise) {
-      setState({ value: null, error: null, loading: false });
+      setState({ deps, value: null, error: null, loading: false });
       return undefined;
     }
-    setState({ ...present.current, error: null, loading: true });
+    setState((before) => ({ deps, value: same(before.deps, deps) ? before.value : null, error: null, loading: true }));
     promise.then(
-      (value) => !stop.signal.aborted && setState({ value, error: null, loading: false }),
-      (error) => !stop.signal.aborted && setState({ value: null, error, loading: false }),
+      (value) => {
+        if (stop.signal.aborted) return;
+        previous.current = value;
+        setState({ deps, value, error: null, loading: false });
+      },
+      (error) => !stop.signal.aborted && setState({ deps, value: null, error, loading: false }),
     );
     return () => stop.abort();
   }, [...deps, turn]);
-  return { ...state, again };
+  const { value, error, loading } = same(state.deps, deps) ? state : { value: null, error: null, loading: true };
+  return { value, previous: previous.current, error, loading, again };
+}
+
+function same(a, b) {
+  return a !== null && a.length === b.length && a.every((one, i) => Object.is(one, b[i]));
 }
 
 /**

@@ -105,7 +105,10 @@ function draw(canvas, map, size, { cursor, picked, found, hovered }) {
   drawNames(context, map, size, colours, style.fontFamily);
   for (const cell of map.cells) drawCell(context, cell, place(cell), map, size, colours);
   for (const address of found) frameOf(context, map, place, size, address, colours.warn, 2);
-  for (const address of picked) frameOf(context, map, place, size, address, colours.accent, Math.min(3, size.w / 3));
+  for (const address of picked) {
+    frameOf(context, map, place, size, address, colours.surface, Math.min(5, size.w / 2));
+    frameOf(context, map, place, size, address, colours.accent, Math.min(3, size.w / 3));
+  }
   if (hovered) frameOf(context, map, place, size, hovered, colours["ink-2"], 1);
   if (cursor) frameOf(context, map, place, size, cursor, colours.ink, 2);
 }
@@ -135,7 +138,7 @@ function drawCell(context, cell, [x, y], map, size, colours) {
     return;
   }
   const [low, high] = map.range;
-  const colour = scaleRgb((cell.value - low) / (high - low), map.twoSided ? "two-sided" : "viridis");
+  const colour = scaleRgb((cell.value - low) / (high - low), map.twoSided ? "two-sided" : "amount");
   context.fillStyle = `rgb(${colour.join(" ")})`;
   context.fillRect(x, y, w, h);
   const ink = inkOn(colour);

@@ -86,7 +86,7 @@ function Experts({ trace, sources, params }) {
               : html`<${ExpertGrid} map=${map} cursor=${cursor} picked=${picked} found=${found} onCursor=${setCursor} onOpen=${open} onPick=${pick} onHover=${setHovered}
                   label=${`Map of ${map.cells.length} experts by ${KINDS_OF_MAP[choice.by].label}. Arrow keys move, Space chooses, Enter shows the card.`}
                   says=${cellInWords(map.byAddress.get(hovered || cursor), choice, picked)} />`}
-            <${PickBar} trace=${trace} picked=${picked} protectedOnes=${protectedOnes} canPick=${strongest(map, 1).length}
+            <${PickBar} trace=${trace} value=${choice.value} picked=${picked} protectedOnes=${protectedOnes} canPick=${strongest(map, 1).length}
               onClear=${() => change({ picked: null }, { replace: true })} onStrongest=${(count) => change({ picked: formatAddresses(strongest(map, count)) }, { replace: true })} />
             <${Command} command=${mapCommand(trace, sources, choice)} />`}
         </section>
@@ -130,7 +130,7 @@ function TryIt({ trace, sources, choice, picked, map, onPick }) {
       <ol>
         <li class=${here ? "done" : ""}><a href=${hashOf("experts", { trace: trace.id, by: "specialisation", label, value, picked: formatAddresses(picked) })}>see which experts carry ${labelWords(label, value)}</a></li>
         <li class=${picked.size > 0 ? "done" : ""}>${here && few.length > 0 ? html`<button type="button" class="link" onClick=${() => onPick(few)}>${few.length > 1 ? `choose the ${few.length} strongest` : "choose the strongest"}</button>` : "choose the strongest"}</li>
-        <li>${picked.size > 0 ? html`<a href=${hashOf("steer", { trace: trace.id, demote: formatAddresses(picked) })}>switch them off and watch the text change</a>` : "switch them off and watch the text change"}${sources.can?.generate ? "" : " (needs a model behind the page)"}</li>
+        <li>${picked.size > 0 ? html`<a href=${hashOf("steer", { trace: trace.id, demote: formatAddresses(picked), value: choice.value })}>switch them off and watch the text change</a>` : "switch them off and watch the text change"}${sources.can?.generate ? "" : " (needs a model behind the page)"}</li>
       </ol>
       <button type="button" class="plain" onClick=${close} aria-label="Close the first steps">×</button>
     </section>

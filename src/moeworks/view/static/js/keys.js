@@ -50,7 +50,8 @@ export function keyName(event) {
  */
 export function hearKeys(where = document) {
   where.addEventListener("keydown", (event) => {
-    if (event.defaultPrevented || isTyping(event.target)) return;
+    // In a dialog the browser's own keys hold, Escape above all.
+    if (event.defaultPrevented || isTyping(event.target) || event.target.closest?.("dialog")) return;
     const name = keyName(event);
     for (const entry of [...heard].reverse()) {
       for (const key of entry.current) {

@@ -77,7 +77,7 @@ export function rangeOf(quantity, layer, count, more) {
 export function colourOf(quantity, value, [low, high]) {
   if (Number.isNaN(value)) return "";
   if (quantity === "expert") return kindColour(value);
-  return scaleColour((value - low) / (high - low), "viridis");
+  return scaleColour((value - low) / (high - low), "amount");
 }
 
 /**

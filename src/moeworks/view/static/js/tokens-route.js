@@ -17,7 +17,7 @@ export function RoutePanel({ trace, row, layer, onRow, onLayer }) {
   const around = useLoaded(row < 0 ? () => null : (signal) => fetchAround(trace.id, row, trace.rows, REACH, signal), [trace.id, row]);
   if (row < 0) return html`<p class="quiet">Point at a token, or walk with the arrow keys, to see its route through all layers.</p>`;
   if (around.error) return html`<${Failure} error=${around.error} again=${around.again} />`;
-  const rows = around.value;
+  const rows = around.value ?? around.previous; // of the same trace; whether it holds the row is looked at next
   if (!rows || row < rows.start || row >= rows.stop) return html`<${Loading} />`;
   return html`<${Route} trace=${trace} rows=${rows} row=${row} layer=${layer} onRow=${onRow} onLayer=${onLayer} />`;
 }

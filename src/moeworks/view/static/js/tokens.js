@@ -69,12 +69,12 @@ function Text({ trace, params, sources, requests }) {
       ${problem && html`<${Failure} error=${problem} />`}
       ${error && html`<${Failure} error=${error} again=${() => [sample, loads].forEach((one) => one.error && one.again())} />`}
       ${sample.value?.noText && html`<p class="quiet">Tokens stand as their ids: ${sample.value.noText}</p>`}
-      ${colouring && html`<${ColourLegend} colouring=${colouring} sample=${sample.value} trace=${trace} />`}
+      <div class="legend-place">${colouring && html`<${ColourLegend} colouring=${colouring} sample=${sample.value} trace=${trace} />`}</div>
       <div class="tokens-main">
         <div class=${`tokens-frame ${params.marks === "0" ? "" : "marks"}`} ref=${list.frame} tabindex="0" role="region" aria-label="Text; arrow keys walk from token to token"
           onKeyDown=${list.onKeyDown} onMouseMove=${list.onMouseMove} onMouseLeave=${list.onMouseLeave} onClick=${list.onClick} onFocus=${list.onFocus}></div>
         <aside class=${`tokens-side ${list.row >= 0 ? "shows" : ""}`} aria-label="Route of a token">
-          <${RoutePanel} trace=${trace} row=${list.row} layer=${layer} onRow=${list.choose} onLayer=${setLayer} />
+          <${RoutePanel} key=${trace.id} trace=${trace} row=${list.row} layer=${layer} onRow=${list.choose} onLayer=${setLayer} />
         </aside>
       </div>
     </div>

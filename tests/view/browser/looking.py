@@ -1,0 +1,54 @@
+"""What the tests of several views share: axe, screenshots in both themes and three widths, the present address."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+__all__ = ["axe_violations", "parameters", "shoot", "until"]
+
+VENDOR = Path(__file__).parent / "vendor"
+WIDTHS = (360, 1280, 2560)
+
+
+@cache
+def _axe() -> str:
+    return (VENDOR / "axe.min.js").read_text(encoding="utf-8")
+
+
+def axe_violations(page) -> list[str]:
+    """Return what axe finds wrong with a page, a line each."""
+    page.evaluate(_axe())
+    found = page.evaluate("axe.run(document)")["violations"]
+    return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:200]}" for one in found]
+
+
+def until(page, expression: str, *, seconds: float = 15) -> None:
+    """Wait until an expression is true; playwright's own waiting evaluates text in the page, which its policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        if time.monotonic() > end:
+            raise AssertionError(f"never true: {expression}; the address is {page.url}")
+        page.wait_for_timeout(30)
+
+
+def parameters(page) -> dict[str, str]:
+    """Return the parameters of the page's present address."""
+    return dict(parse_qsl(page.evaluate("location.hash").partition("?")[2], keep_blank_values=True))
+
+
+def shoot(new_page, url: str, ready: str, folder: Path | None, name: str) -> None:
+    """Open an address in both themes and three widths; nothing may stand wider than the window, and keep pictures."""
+    for dark in (False, True):
+        for width in WIDTHS:
+            page = new_page(width=width, dark=dark)
+            page.goto(url)
+            page.wait_for_selector(ready)
+            page.wait_for_timeout(300)
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, f"{name} is {wide} px wide in a window of {width} px"
+            if folder is not None:
+                page.screenshot(path=folder / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+            page.context.close()
