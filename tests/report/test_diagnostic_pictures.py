@@ -9,7 +9,7 @@ import pytest
 from helpers.traces import make_trace
 from moeworks.cli import main
 from moeworks.errors import BadData
-from moeworks.report.diagnostic_panels import PANELS
+from moeworks.report.diagnostic_panels import PANELS, panels_of
 from moeworks.report.diagnostic_pictures import draw_diagnostic, save_diagnostic
 from moeworks.report.figure import style
 from moeworks.stats import DIAGNOSTICS, diagnose
@@ -49,14 +49,15 @@ def test_every_diagnostic_has_panels():
 def test_pictures_show_what_is_there(trace, what, tmp_path):
     """Columns exist, every panel shows something, title and reading stand on it, two drawings are the same."""
     table = table_of(trace, what)
-    for panel in PANELS[what]:
+    panels = panels_of(what, table.to_pylist())
+    for panel in {*PANELS[what], *panels}:
         names = [panel.x] if panel.kind in ("curves", "cells") else []
         names += [n for c in panel.curves for n in (c.column, c.low, c.high, c.chance) if n]
         names += [*panel.series, *([panel.text] if panel.text else []), *([panel.keep[0]] if panel.keep else [])]
         assert set(names) <= set(table.column_names), panel.title
     with style():
         drawn = draw_diagnostic(what, table, source=str(trace.path))
-    for axes, panel in zip(drawn.axes, PANELS[what], strict=False):
+    for axes, panel in zip(drawn.axes, panels, strict=False):
         assert " ".join(axes.get_title(loc="left").split()) == panel.title
         assert axes.lines or axes.collections
         assert any(len(line.get_xdata()) for line in axes.lines) or axes.collections
@@ -76,6 +77,22 @@ def test_curves_lie_where_the_table_says(trace):
     assert line.get_xdata().tolist() == [0, 1, 2]
     assert line.get_ydata().tolist() == table["overlap"].to_pylist()
     assert chance.get_ydata().tolist() == table["overlap_chance"].to_pylist()
+
+
+def test_few_values_have_intervals_and_many_a_map():
+    rows = [{"value": f"v{n}"} for n in range(6)]
+    assert [panel.kind for panel in panels_of("divergence", rows[:5])] == ["curves"] * 3
+    assert [panel.kind for panel in panels_of("divergence", rows)] == ["cells"] * 3
+    assert panels_of("balance", [{}]) == PANELS["balance"]
+
+
+def test_no_legend_covers_a_curve(trace):
+    """Legends stand below the axes: their upper end is under the axes' lower one."""
+    with style():
+        drawn = draw_diagnostic("balance", diagnose(trace, "balance"))
+        drawn.canvas.draw()
+        for axes in drawn.axes:
+            assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0
 
 
 def test_command_line_draws(trace, tmp_path, capsys):

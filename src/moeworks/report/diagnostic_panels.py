@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["PANELS", "Curve", "Panel"]
+__all__ = ["PANELS", "Curve", "Panel", "panels_of"]
+
+FEW_VALUES = 5  # of a label: so many have curves with intervals, more become a map
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
         Panel("Overlap of single choices", (_with_interval("overlap", "overlap_load_chance"),), series=("step",)),
     ),
     "drops": (
-        Panel("Simulated drop rate", (Curve("simulated_drop_rate", "low", "high", "chance"),),
-              series=("value", "factor")),
+        Panel("Simulated drop rate, 1.25 × the even share at most",
+              (Curve("simulated_drop_rate", "low", "high", "chance"),), series=("value",), keep=("factor", 1.25)),
+        Panel("By the limit, mean over layers and values", (Curve("simulated_drop_rate", chance="chance"),), x="factor",
+              mean=True, label="limit / even share"),
     ),
     "paths": (
         Panel("Tokens on the most frequent paths", (_main("top_share"),), x="layers", label="layers of the path"),
@@ -206,3 +210,30 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
         Panel("Token ids that no shuffling explains", (Curve("own", chance="own_chance"),)),
     ),
 }  # fmt: skip
+
+_FEW: Mapping[str, tuple[Panel, ...]] = {
+    "anomalies": (
+        Panel("Weight on the value's own experts", (_main("mass"),), series=("value",)),
+        Panel("Degraded experts", (Curve("degraded", chance="degraded_chance"),), series=("value",)),
+    ),
+    "divergence": (
+        Panel("Divergence from the base (JS / ln 2)", (_main("divergence", ""),), series=("value",)),
+        Panel("Divided by what entropies allow", (_with_interval("normalised"),), series=("value",)),
+        Panel("All documents pooled, and exchanged", (Curve("pooled", chance="chance"),), series=("value",)),
+    ),
+    "specialisation": (
+        Panel("Share of runs that go elsewhere",
+              (Curve("distance", "distance_low", "distance_high", "distance_chance"),), series=("value",),
+              keep=("rank", 1)),
+        Panel("Log ratio of the most specialised expert", (Curve("log_ratio", "low", "high", "chance"),),
+              series=("value",), keep=("rank", 1)),
+        Panel("Its number, shaded by its log ratio", (Curve("log_ratio"),), "cells", series=("value",), text="expert",
+              keep=("rank", 1)),
+    ),
+}  # fmt: skip
+
+
+def panels_of(what: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
+    """Return the panels of a diagnostic: of few values of a label curves with intervals, of many a map."""
+    few = len({row["value"] for row in rows if "value" in row}) <= FEW_VALUES
+    return _FEW[what] if few and what in _FEW else PANELS[what]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from moeworks.artefact import replace_file
 from moeworks.errors import BadData
-from moeworks.report.diagnostic_panels import PANELS, Curve, Panel
+from moeworks.report.diagnostic_panels import Curve, Panel, panels_of
 from moeworks.report.figure import COLOURS, figure, style, tidy
 
 if TYPE_CHECKING:
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["draw_diagnostic", "save_diagnostic"]
 
 Row = Mapping[str, Any]
-WIDTH, HEIGHT, DOTS = 10.0, 3.3, 160
+WIDTH, HEIGHT, DOTS = 10.0, 3.5, 160
 # Okabe and Ito's palette, in an order in which neighbours are told apart.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#20242b", "#8a8f98")
 MOST_DOTS = 24
-MOST_INSIDE = 5  # entries of a legend that find room among the curves
 
 
 def save_diagnostic(what: str, table: pa.Table, path: str | Path, *, source: str = "") -> Path:
@@ -52,8 +51,8 @@ def draw_diagnostic(what: str, table: pa.Table, *, source: str = "", bare: bool 
     """Return the figure of a diagnostic's table; to be called within `style`. `bare` is without heading and note."""
     from moeworks.stats.diagnostics import DIAGNOSTICS
 
-    panels = PANELS[what]
     rows = table.to_pylist()
+    panels = panels_of(what, rows)
     tall = max((len(_dots(rows, panel)) for panel in panels if panel.kind == "dots"), default=0)
     lines = max((len(_names(rows, panel.series)) for panel in panels if panel.kind == "cells"), default=0)
     drawn, places = figure(WIDTH, max(HEIGHT, 1.5 + 0.2 * tall, 1.6 + 0.24 * lines), columns=len(panels))
@@ -110,9 +109,9 @@ def _curves(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         axes.plot([], [], ":", linewidth=1.3, color=COLOURS["before"], label="by chance")
     if len(chosen) > len(SERIES):
         axes.plot([], [], " ", label=f"{len(chosen) - len(SERIES)} more in the table")
+    _axis(axes, panel, places, numeric)
     if axes.get_legend_handles_labels()[1] and (levels or not single):
         _legend(axes)
-    _axis(axes, panel, places, numeric)
 
 
 def _columns(
@@ -165,8 +164,9 @@ def _draw_dots(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
     axes.scatter(chance, lines, s=34, marker="|", color=COLOURS["control"], zorder=2, label="by chance")
     axes.set_yticks(lines, [_dot_name(row, panel) for row in shown], fontsize=7.5)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    _legend(axes)
     axes.set_xlabel(panel.label or curve.column.replace("_", " "))
+    axes.locator_params(axis="x", nbins=5)
+    _legend(axes)
     tidy(axes, grid="x")
 
 
@@ -229,11 +229,22 @@ def _profile(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    look: dict[str, Any] = {"fontsize": 7.5, "framealpha": 0.85, "edgecolor": "none", "facecolor": "white"}
-    if len(axes.get_legend_handles_labels()[1]) > MOST_INSIDE:  # beside the curves, not over them
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **look)
-    else:
-        axes.legend(loc="best", **look)
+    """Put the legend below the axes and its labels, where it covers no curve."""
+    from matplotlib.transforms import ScaledTranslation
+
+    lines = 1 + max((axes.get_xlabel() != "") + _tick_lines(axes), 0)
+    below = axes.transAxes + ScaledTranslation(0, -(6 + 12 * lines) / 72, axes.figure.dpi_scale_trans)
+    entries = len(axes.get_legend_handles_labels()[1])
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=below, ncols=min(entries, 3 if entries > 2 else 2),
+        fontsize=7.5, frameon=False, borderaxespad=0.0, columnspacing=1.2, handlelength=1.8,
+    )  # fmt: skip
+
+
+def _tick_lines(axes: Axes) -> int:
+    """Return how many lines slanted tick labels take beyond the first."""
+    texts = [label for label in axes.get_xticklabels() if label.get_rotation()]
+    return max((len(label.get_text()) for label in texts), default=0) // 3
 
 
 def _label(panel: Panel, curve: Curve, name: tuple[Any, ...], names: Sequence[tuple[Any, ...]]) -> str:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from moeworks.address import Address
 from moeworks.artefact import replace_file
 from moeworks.errors import BadData
 from moeworks.report import pictures, reading
+from moeworks.report.diagnostic_words import HOW_TO_READ
 from moeworks.report.page import environment, style_sheet
 from moeworks.report.routing import divergence
-from moeworks.report.words import VERDICTS, interval, routers
+from moeworks.report.routing_report import routing_sections
+from moeworks.report.words import VERDICTS, interval, plain, routers
+from moeworks.stats.everything import Told
 from moeworks.study.schema import ProbeResult, ScoreRow, Study
 
 __all__ = ["render", "save_report"]
@@ -28,6 +33,10 @@ def render(study: Study) -> str:
     model = study.header.model
     if model is None:
         raise BadData("this study's header names no model; a report needs one.")
+    told = [
+        Told(one.what, None if one.columns is None else pa.table(one.columns), one.reason, one.label, one.base, 0.0)
+        for one in study.routing
+    ]
     limits = pictures.limits(study.probes)
     return (
         environment()
@@ -49,6 +58,10 @@ def render(study: Study) -> str:
             ],
             load=study.load,
             load_tokens=study.load_tokens,
+            sections=routing_sections(told),
+            routing_texts=study.routing_texts,
+            how_to_read=HOW_TO_READ,
+            missing=[(plain(one.what), one.reason) for one in told if one.table is None],
             routers=routers(model),
             settings=study.settings,
             versions=study.versions,

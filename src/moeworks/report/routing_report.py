@@ -83,7 +83,7 @@ def render_trace(
             seed=seed,
             command=command,
             version=__version__,
-            sanity="" if checks is None else sentence(checks),
+            sanity="" if checks is None else sentence(checks).capitalize(),
             routers=[] if header.model is None else routers(header.model),
             sections=routing_sections(told),
             missing=[(plain(one.what), one.reason) for one in told if one.table is None],

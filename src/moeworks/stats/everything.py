@@ -99,11 +99,9 @@ def diagnose_all(
         elif one.takes("label") and not chosen and what not in ("srp", "drops"):
             why = "needs texts with a label of two values or more"
         else:
+            given |= {"checkpoints": checkpoints} if one.takes("checkpoints") else {}
             try:
-                table = diagnose(
-                    trace, what, where=where, seed=seed, **given,
-                    **({"checkpoints": checkpoints} if one.takes("checkpoints") else {}),
-                )  # fmt: skip
+                table = diagnose(trace, what, where=where, seed=seed, **given)
             except (BadData, MissingExtra, Unsupported) as error:
                 why = str(error).rstrip(".")
         told.append(

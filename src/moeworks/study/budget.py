@@ -32,6 +32,7 @@ class Sizes:
     documents: int  # of each language, for the divergence of routing
     samples: int  # prompts continued without and with the plan
     new_tokens: int  # generated for each
+    routing_tokens: int  # at most, behind each number of routing
 
 
 BUDGETS: dict[Budget, Sizes] = {
@@ -47,6 +48,7 @@ BUDGETS: dict[Budget, Sizes] = {
         documents=8,
         samples=2,
         new_tokens=24,
+        routing_tokens=1 << 16,
     ),
     "full": Sizes(
         texts=None,
@@ -60,6 +62,7 @@ BUDGETS: dict[Budget, Sizes] = {
         documents=100,
         samples=6,
         new_tokens=64,
+        routing_tokens=1 << 20,
     ),
 }
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from moeworks.examples import Example
 from moeworks.probes import Probe, load_probe, probe_names
 from moeworks.stats import balance_of, divergence, load
+from moeworks.stats.everything import diagnose_all
 from moeworks.study.budget import some_documents
-from moeworks.study.schema import Divergence, Load
+from moeworks.study.schema import Divergence, Load, RoutingTable
 from moeworks.trace import Trace
 
-__all__ = ["language_divergence", "loads", "parallel_texts"]
+__all__ = ["language_divergence", "loads", "parallel_texts", "routing_tables"]
 
 BASE = "en"
 
@@ -86,6 +89,28 @@ def loads(traces: Sequence[Trace]) -> tuple[tuple[Load, ...], int]:
             )
         )
     return tuple(found), sum(map(len, traces))
+
+
+def routing_tables(trace: Trace, *, sample: int, seed: int) -> tuple[RoutingTable, ...]:
+    """Return every diagnostic that a trace has data for, of at most so many tokens; see `diagnose_all`."""
+    return tuple(
+        RoutingTable(
+            what=one.what,
+            label=one.label,
+            base=one.base,
+            reason=one.reason,
+            columns=None if one.table is None else _columns(one.table),
+        )
+        for one in diagnose_all(trace, options={"sample": sample}, seed=seed)
+    )
+
+
+def _columns(table: pa.Table) -> dict[str, tuple[Any, ...]]:
+    """Return columns as JSON holds them: NaN becomes null."""
+    return {
+        name: tuple(None if isinstance(value, float) and not math.isfinite(value) else value for value in values)
+        for name, values in table.to_pydict().items()
+    }
 
 
 def _finite(value: float | None) -> float | None:

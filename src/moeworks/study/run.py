@@ -18,7 +18,7 @@ from moeworks.probes import Probe, load_probe
 from moeworks.prove.resample import FEWEST_DOCUMENTS, document_numbers
 from moeworks.study.budget import BUDGETS, some_items
 from moeworks.study.probe import Run, folder_name, record_texts, study_probe
-from moeworks.study.routers import language_divergence, loads, parallel_texts
+from moeworks.study.routers import language_divergence, loads, parallel_texts, routing_tables
 from moeworks.study.schema import VERSION, Budget, Divergence, ProbeResult, Settings, Study, save_study
 from moeworks.study.steps import Steps
 from moeworks.trace import Trace
@@ -91,8 +91,12 @@ def study(
             run.say(f"{probe.name}: {result.verdict}")
             results.append(result)
             traces.append(trace)
-    divergence, seconds = _divergence(run, loaded, target / "routers")
+    divergence, seconds, languages = _divergence(run, loaded, target / "routers")
     load, tokens = loads(traces)
+    run.say("routers: numbers of routing")
+    largest = max(range(len(traces)), key=lambda place: len(traces[place]))
+    shown = traces[largest] if languages is None else languages
+    routing = routing_tables(shown, sample=sizes.routing_tokens, seed=seed)
     found = Study(
         header=Header(
             format="moeworks.study",
@@ -109,6 +113,12 @@ def study(
         divergence=divergence,
         load=load,
         load_tokens=tokens,
+        routing=routing,
+        routing_texts=(
+            f"{len(shown):,} tokens of parallel texts in several languages"
+            if languages is not None
+            else f"{len(shown):,} tokens of the texts that the probe {loaded[largest].name} was found on"
+        ),
         versions=_versions(),
         seconds=round(seconds + sum(result.seconds for result in results), 3),
     )
@@ -120,11 +130,11 @@ def study(
     return found
 
 
-def _divergence(run: Run, probes: Sequence[Probe], folder: Path) -> tuple[tuple[Divergence, ...], float]:
-    """Return the divergence by language, none without a language probe, and the seconds that it took."""
+def _divergence(run: Run, probes: Sequence[Probe], folder: Path) -> tuple[tuple[Divergence, ...], float, Trace | None]:
+    """Return the divergence by language, none without a language probe, the seconds that it took, and its trace."""
     texts = parallel_texts(probes, documents=run.sizes.documents, seed=run.seed)
     if not texts:
-        return (), 0.0
+        return (), 0.0, None
     steps = Steps(folder, run.settings(), resume=run.resume)
 
     def record(path: Path, continued: bool) -> None:
@@ -133,7 +143,7 @@ def _divergence(run: Run, probes: Sequence[Probe], folder: Path) -> tuple[tuple[
 
     key = {"texts": hash_texts(text.content() for text in texts)}
     trace = steps.run("trace", key, record, Trace.open)
-    return (language_divergence(trace),), steps.seconds
+    return (language_divergence(trace),), steps.seconds, trace
 
 
 def _check(probes: Sequence[Probe], amounts: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,7 @@ __all__ = [
     "Divergence",
     "Load",
     "ProbeResult",
+    "RoutingTable",
     "Sample",
     "ScoreColumns",
     "ScoreRow",
@@ -171,6 +172,16 @@ class Load(_Frozen):
     idle: int = Field(description="experts that no token chose")
 
 
+class RoutingTable(_Frozen):
+    """One diagnostic of routing, or why there is none; its columns are those of `moeworks.stats`."""
+
+    what: str = Field(description="name of the diagnostic, as of `moeworks inspect --what`")
+    label: str = Field("", description="the label whose values it tells apart; empty: none")
+    base: str = Field("", description="the value that the others are compared with; empty: none")
+    reason: str = Field("", description="why there is no table")
+    columns: dict[str, tuple[Any, ...]] | None = Field(None, description="column → values; null is not known")
+
+
 class Settings(_Frozen):
     """What the study was asked to do."""
 
@@ -189,6 +200,8 @@ class Study(_Frozen):
     divergence: tuple[Divergence, ...] = ()
     load: tuple[Load, ...] = ()
     load_tokens: int = Field(0, description="tokens that `load` was counted over")
+    routing: tuple[RoutingTable, ...] = Field((), description="diagnostics of one trace of the study")
+    routing_texts: str = Field("", description="which texts `routing` is of")
     versions: dict[str, str] = Field(default_factory=dict, description="programs it ran with")
     seconds: float = 0.0
 
