@@ -16,7 +16,9 @@ import torch
 from httpx2 import Client, ReadTimeout
 
 from helpers.page_server import page_texts, serve_page
+from helpers.servers import in_thread
 from helpers.studies import build_study
+from helpers.traces import make_trace
 from moeworks.address import Address
 from moeworks.bench.schema import DetectCell, League, Settings, save_league
 from moeworks.engines.progress import Progress
@@ -26,11 +28,14 @@ from moeworks.plan import Demote, Mask, dry_run, empty_plan, explain, load_plan,
 from moeworks.plan.files import parse_plan
 from moeworks.probes import load_probe
 from moeworks.prove import evaluate
+from moeworks.serve import Limits
 from moeworks.study import save_study
 from moeworks.study.budget import some_of_each
 from moeworks.trace import Trace
+from moeworks.view.app import build_page
 from moeworks.view.expert_map import expert_map
 from moeworks.view.recording import LiveTraces
+from moeworks.view.sources import Sources
 from moeworks.view.tokens import request_table, token_table
 from moeworks.where import Where
 
@@ -483,3 +488,35 @@ def test_a_client_that_loses_patience_leaves_the_model_free(web):
             json={"plan": web.post("api/plan", json={"operations": PICKS}).json()["plan"], "probe": PROBE},
         )
     assert web.post("api/record", json={"text": "a"}).status_code == 200
+
+
+def test_a_server_that_stops_ends_the_work_with_a_word(tmp_path):
+    found = []
+    with (
+        serve_page(tmp_path, limits=Limits(grace_seconds=0.5)) as site,
+        Client(base_url=f"{site.url}/view/", timeout=60) as web,
+    ):
+        plan = web.post("api/plan", json={"operations": PICKS}).json()["plan"]
+        body = {"plan": plan, "probe": PROBE, "controls": 100}
+        with web.stream("POST", "api/evidence", json=body) as answer:
+            for line in filter(None, answer.iter_lines()):
+                found.append(json.loads(line.removeprefix("data: ")))
+                if found[-1].get("done") == 2:
+                    site.app.state.server.should_exit = True
+    assert "the server is stopping" in found[-1]["error"]["message"]
+
+
+def test_a_long_trace_opens_fast(tmp_path):
+    rows = 200_000
+    trace = make_trace(tmp_path / "long", rows_per_request=1000, requests=200, layers=range(4), experts=64, top_k=4)
+    assert len(trace) == rows
+    with in_thread(build_page(Sources([tmp_path / "long"]))) as url, Client(base_url=f"{url}/view/") as web:
+        began = time.monotonic()
+        assert web.get("api/sources").json()["traces"][0]["rows"] == rows
+        assert arrow(web.get("api/traces/long/requests")).num_rows == 200
+        assert arrow(web.get("api/traces/long/tokens?start=199000&stop=200000")).num_rows == 1000
+        took = time.monotonic() - began
+        assert refused(web.get("api/traces/long/tokens?start=0&stop=200000"), 413)
+        assert web.get("api/traces/long/tokens?stop=2000").num_bytes_downloaded < 1_000_000
+    assert took < 10, "under 2 s on a machine that does nothing else"
+    print(f"opened in {took:.2f} s")

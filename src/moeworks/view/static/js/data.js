@@ -1,6 +1,6 @@
 // Everything that comes from the server, or from the data that an exported page carries in itself.
 
-import { tableFromIPC } from "apache-arrow";
+import { tableFromIPC, tableToIPC } from "apache-arrow";
 import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 
 const KEPT = 96;
@@ -262,7 +262,9 @@ function embeddedRows(url) {
     wholes.set(path, tableFromIPC(bytes));
   }
   const whole = wholes.get(path);
-  return whole.slice(Number(asked.get("start")), Math.min(Number(asked.get("stop") ?? whole.numRows), whole.numRows));
+  const stop = Math.min(Number(asked.get("stop") ?? whole.numRows), whole.numRows);
+  // Written and read again: a slice shares its lists with the whole table, and says two different things of where they begin.
+  return tableFromIPC(tableToIPC(whole.slice(Number(asked.get("start")), stop)));
 }
 
 async function post(url, body, signal, accept) {
