@@ -33,10 +33,14 @@ function Block({ block, title }) {
   return html`<${Table} caption=${title} rows=${rows} columns=${columns} first=${100} />`;
 }
 
-/** The heading that a table stands under. */
+/** The heading that a table stands under, and of several under one which it is. */
 function titleBefore(/** @type {any[]} */ blocks, /** @type {number} */ place) {
-  for (let i = place; i >= 0; i -= 1) if (blocks[i].kind === "heading") return blocks[i].text.replaceAll("`", "");
-  return "table";
+  let number = 1;
+  for (let i = place - 1; i >= 0; i -= 1) {
+    if (blocks[i].kind === "table") number += 1;
+    if (blocks[i].kind === "heading") return `${blocks[i].text.replaceAll("`", "")}${number > 1 ? `, table ${number}` : ""}`;
+  }
+  return `table ${number}`;
 }
 
 /** @param {string | undefined} text @returns {number | null} the number that a cell begins with */
