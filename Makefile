@@ -78,6 +78,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/moeworks study lab $(addprefix --probe ,$(DEMO_PROBES)) -o $(DEMO_OUT)
 
 check: $(VENV)/.check
+	@$(BIN)/python dev/browser.py
 	@$(BIN)/python dev/check.py
 
 check-vllm:
