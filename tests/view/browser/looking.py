@@ -26,7 +26,7 @@ def axe_violations(page) -> list[str]:
 
 
 def until(page, expression: str, *, seconds: float = 15) -> None:
-    """Wait until an expression is true; playwright's own waiting evaluates text in the page, which its policy forbids."""
+    """Wait until an expression is true; playwright's own way evaluates text in the page, which its policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         if time.monotonic() > end:

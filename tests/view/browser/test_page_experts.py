@@ -127,8 +127,9 @@ def test_choosing_with_keys_alone(page, site):
     page.keyboard.press("Enter")
     page.wait_for_selector(".expert-name")
     assert page.locator(".expert-name").inner_text() == "L2.E15"
+    page.wait_for_selector(".contexts li")
     page.reload()
-    page.wait_for_selector(".expert-name")
+    page.wait_for_selector(".contexts li")
     assert page.locator(".pick-count").inner_text() == "4 chosen"
     page.keyboard.press("Escape")
     until(page, "!location.hash.includes('picked')")
@@ -147,6 +148,7 @@ def test_choosing_with_the_pointer(page, site):
     page.mouse.click(*square(page, 1, 5))
     page.keyboard.up("Control")
     until(page, "location.hash.includes('picked=L0.E4-6,L1.E4,L1.E6')")
+    page.wait_for_selector(".contexts li")
     hrefs = page.locator(".pick-ways a").evaluate_all("(all) => all.map((link) => link.hash)")
     names = ("demote", "promote", "mask", "add", "scale")
     assert hrefs == [f"#/steer?trace=plain&{name}=L0.E4-6,L1.E4,L1.E6" for name in names]
@@ -177,7 +179,7 @@ def test_search_by_address_layer_and_label(page, site):
     until(page, "document.querySelector('.controls').textContent.includes('16 marked')")
     field.fill("L3.E5")
     field.press("Enter")
-    page.wait_for_selector(".expert-name")
+    page.wait_for_selector(".contexts li")
     assert parameters(page)["expert"] == "L3.E5"
     field.fill("ru")
     page.get_by_role("button", name="lang ru", exact=True).click()

@@ -110,6 +110,7 @@ def test_the_route_is_the_one_of_the_trace(page, site):
     row = row_of(site, "k")
     opened(page, site, f"trace=plain&row={row}")
     page.locator(".tokens-side details summary").click()
+    page.wait_for_selector(".tokens-side table tbody tr")
     shown = page.locator(".tokens-side table tbody tr").all_inner_texts()
     trace = site.sources.trace("plain")
     wanted = []
