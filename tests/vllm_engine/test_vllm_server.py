@@ -29,7 +29,7 @@ from helpers.servers import Served, signature  # noqa: E402
 from serve.client_suite import NEW, PROMPT, ClientSuite, client_of, ids_of, runs_always  # noqa: E402
 
 CONTEXT = 128
-START = 300  # seconds
+START = 900  # seconds, on a machine that does other things too
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ class Answer:
         if about is not None:
             document["moeworks"] = about
         self.started = True
-        await self._reply(self._start, json.dumps(document, ensure_ascii=False).encode())
+        await self._reply(self._start, _compact(document).encode())
 
     async def _reply(self, start: Message, body: bytes) -> None:
         headers = [(n, v) for n, v in start["headers"] if n.lower() != b"content-length"]
@@ -262,7 +262,7 @@ class Answer:
             self.taken = True
             if about is None:
                 return event + b"\n\n"
-            return b"data: " + json.dumps(self._last | {"moeworks": about}).encode() + b"\n\n" + event + b"\n\n"
+            return b"data: " + _compact(self._last | {"moeworks": about}).encode() + b"\n\n" + event + b"\n\n"
         if not event.startswith(b"data: {"):
             return event + b"\n\n"
         document = json.loads(data)
@@ -272,7 +272,7 @@ class Answer:
             if document.get("choices") == []:
                 return b""
         self._last = {n: document[n] for n in ("id", "object", "created", "model") if n in document} | {"choices": []}
-        return b"data: " + json.dumps(document, ensure_ascii=False).encode() + b"\n\n"
+        return b"data: " + _compact(document).encode() + b"\n\n"
 
     def _read(self, document: dict[str, Any]) -> None:
         """Note the tokens of an answer or event, and give it the model's name that the client knows."""
@@ -291,6 +291,11 @@ class Answer:
             if not asked.wants_ids:
                 holder.pop("prompt_token_ids", None)
                 holder.pop("token_ids", None)
+
+
+def _compact(document: dict[str, Any]) -> str:
+    """Return JSON as vLLM itself writes it, without spaces."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def _several(document: dict[str, Any]) -> bool:
