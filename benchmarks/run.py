@@ -70,6 +70,7 @@ def main() -> None:
     memory = startup["record_memory"]
     caches = run("place_cache.py")["results"]
     served = run("serve_overhead.py")
+    page_ = run("view_page.py", "--logits")
     collecting = run("edit_statistics.py")["results"]
     fixed, refined = permutations["results"]["fixed"], permutations["results"]["refine"]
     others = [
@@ -104,6 +105,12 @@ def main() -> None:
              f"{run_['peak_after_megabytes']} MB", "the same for all")
             for run_ in memory
         ),
+        (f"`moeworks view`: first token of a trace of {page_['conditions']['rows']:,} tokens painted",
+         f"{page_['first_token_ms']['median'] / 1000:.2f} s, the first time "
+         f"{page_['first_token_ms']['first_round'] / 1000:.2f} s", "2 s"),
+        ("scrolling through it, frames a second; a page that only scrolls, beside it",
+         f"{page_['scrolling']['frames_a_second']} (95 in a hundred within {page_['scrolling']['p95_ms']} ms); "
+         f"{page_['scrolling_a_bare_page']['frames_a_second']}", "at least 30"),
     ]  # fmt: skip
     page = "\n\n".join(
         [

@@ -4,7 +4,8 @@ import { tableFromIPC, tableToIPC } from "apache-arrow";
 import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 
 const KEPT = 96;
-const kept = new Map();
+const kept = new Map(); // address → promise of an answer that is there
+const asked = new Map(); // address → a request on its way, and how many wait for it
 const wholes = new Map(); // tables of an exported page, by address without its query
 const listeners = new Set();
 let lost = false;
@@ -62,7 +63,7 @@ export function isExport() {
  * @returns {Promise<any>}
  */
 export function getJson(url, options = {}) {
-  return remembered(url, options, async () => JSON.parse(new TextDecoder().decode(await bytesOf(url, options.signal))));
+  return remembered(url, options, async (signal) => JSON.parse(new TextDecoder().decode(await bytesOf(url, signal))));
 }
 
 /**
@@ -72,7 +73,7 @@ export function getJson(url, options = {}) {
  * @returns {Promise<import("apache-arrow").Table>}
  */
 export function getTable(url, options = {}) {
-  return remembered(url, options, async () => embeddedRows(url) ?? tableFromIPC(await bytesOf(url, options.signal)));
+  return remembered(url, options, async (signal) => embeddedRows(url) ?? tableFromIPC(await bytesOf(url, signal)));
 }
 
 /**
@@ -212,8 +213,7 @@ function flatList(vector) {
   return whole;
 }
 
-// With a signal the caller may leave: its request is its own and is remembered once it is there. Without one,
-// callers of the same address share one request.
+// Callers of the same address share one request; it is given up when the last one who waits for it has left.
 function remembered(url, { signal, fresh }, load) {
   if (!fresh && kept.has(url)) {
     const promise = kept.get(url);
@@ -221,8 +221,36 @@ function remembered(url, { signal, fresh }, load) {
     kept.set(url, promise);
     return promise;
   }
-  if (fresh || signal) return load().then((value) => remember(url, Promise.resolve(value)));
-  return remember(url, load());
+  let shared = fresh ? null : asked.get(url);
+  if (!shared) {
+    const stop = new AbortController();
+    shared = { stop, waiting: 0, promise: load(stop.signal) };
+    const over = () => asked.get(url) === shared && asked.delete(url);
+    shared.promise.then((value) => {
+      over();
+      remember(url, Promise.resolve(value));
+    }, over);
+    if (!fresh) asked.set(url, shared);
+  }
+  return waitFor(url, shared, signal);
+}
+
+function waitFor(url, shared, signal) {
+  shared.waiting += 1;
+  if (!signal) return shared.promise;
+  return new Promise((resolve, reject) => {
+    const leave = () => {
+      shared.waiting -= 1;
+      if (shared.waiting === 0) {
+        if (asked.get(url) === shared) asked.delete(url);
+        shared.stop.abort();
+      }
+      reject(signal.reason);
+    };
+    shared.promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", leave));
+    if (signal.aborted) leave();
+    else signal.addEventListener("abort", leave, { once: true });
+  });
 }
 
 function remember(url, promise) {

@@ -9,7 +9,7 @@ import { change, hashOf, navigate, parseAddresses, wholeNumber } from "moeworks/
 import { missing, QUANTITIES, rangeOf, valueOf } from "moeworks/tokens-colour";
 import { createList } from "moeworks/tokens-list";
 import { RoutePanel } from "moeworks/tokens-route";
-import { fetchRows, WINDOW } from "moeworks/tokens-rows";
+import { fetchRows, windowOf } from "moeworks/tokens-rows";
 import { rowsOf, search } from "moeworks/tokens-search";
 
 /** @param {{route: import("moeworks/state").Route, sources: any}} props */
@@ -34,7 +34,7 @@ function TraceText({ trace, params, sources }) {
 function Text({ trace, params, sources, requests }) {
   const choice = choose(trace, params, requests);
   const { stretch, quantity, layer, expert, problem } = choice;
-  const sample = useLoaded((signal) => fetchRows(trace.id, stretch.first, Math.min(stretch.stop, stretch.first + WINDOW), [layer], signal), [trace.id, stretch.first, stretch.stop, layer]);
+  const sample = useLoaded((signal) => fetchRows(trace.id, ...windowOf(stretch.first, stretch), [layer], signal), [trace.id, stretch.first, stretch.stop, layer]);
   const loads = useLoaded(quantity === "load" ? (signal) => fetchLoads(trace.id, layer, signal) : () => null, [trace.id, layer, quantity]);
   const dark = useDark();
   const ready = sample.value?.layers.has(layer) && (quantity !== "load" || loads.value);
