@@ -73,7 +73,7 @@ def test_routes_are_those_of_transformers(mode: str, checkpoint: Any, reference_
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=900,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     examples = [Example(text=text) for text in TEXTS]
