@@ -6,7 +6,8 @@ import { html } from "moeworks/parts";
 const AROUND = 600; // pixels drawn above and below what is seen
 
 /**
- * Props: `count` blocks, `estimate` of a block's height in pixels, `draw(place)`, `label`. Method: `reveal(place)`.
+ * Props: `count` blocks, `estimate` of a block's height in pixels, `draw(place)`, `label`, and `handle`, whose
+ * `current` becomes the list, with the method `reveal(place)`.
  */
 export class VirtualList extends Component {
   state = { from: 0, to: 20 };
@@ -15,6 +16,7 @@ export class VirtualList extends Component {
   body = /** @type {HTMLElement | null} */ (null);
 
   componentDidMount() {
+    if (this.props.handle) this.props.handle.current = this;
     this.watch = new ResizeObserver(() => {
       if (this.box && this.box.clientWidth !== this.width) {
         this.width = this.box.clientWidth;
@@ -49,7 +51,11 @@ export class VirtualList extends Component {
     return this.average;
   }
 
+  /** Take the heights of what is drawn; what is seen stays where it is, or what was asked for comes to its place. */
   measure() {
+    if (!this.box) return;
+    const anchor = this.placeAt(this.box.scrollTop);
+    const offset = this.box.scrollTop - this.top(anchor);
     let changed = false;
     for (const child of this.body?.children ?? []) {
       const place = Number(child.dataset.place);
@@ -60,7 +66,11 @@ export class VirtualList extends Component {
         changed = true;
       }
     }
-    if (changed) this.look();
+    if (!changed) return;
+    this.forceUpdate(); // places follow from heights
+    if (this.target !== undefined) this.aim();
+    else if (this.box.scrollTop > 0) this.box.scrollTop = this.top(anchor) + offset;
+    this.look();
   }
 
   look() {
@@ -84,22 +94,29 @@ export class VirtualList extends Component {
     return low;
   }
 
-  /** @param {number} place bring a block into the middle of what is seen */
+  /** @param {number} place bring a block into the middle of what is seen, and keep it there until somebody scrolls */
   reveal(place) {
-    if (!this.box) return;
-    const go = () => {
-      if (this.box) this.box.scrollTop = Math.max(0, this.top(place) - this.box.clientHeight / 2 + this.mean() / 2);
-    };
-    go();
-    requestAnimationFrame(() => requestAnimationFrame(go)); // again with what was measured on the way
+    this.target = place;
+    this.aim();
+  }
+
+  aim() {
+    if (!this.box || this.target === undefined) return;
+    const height = this.heights.get(this.target) ?? this.mean();
+    this.box.scrollTop = Math.max(0, this.top(this.target) - Math.max(0, this.box.clientHeight - height) / 2);
+    this.look();
   }
 
   render({ count, draw, label }, { from, to }) {
+    const leave = () => {
+      this.target = undefined;
+    };
     const last = Math.min(to, count);
     const places = Array.from({ length: Math.max(0, last - from) }, (_, i) => from + i);
     return html`
-      <div class="virtual" tabindex="0" role="region" aria-label=${label} ref=${(/** @type {any} */ element) => (this.box = element)} onScroll=${() => this.look()}>
-        <div class="virtual-size" style=${{ height: `${this.top(count)}px` }}>
+      <div class="virtual" tabindex="0" role="region" aria-label=${label} ref=${(/** @type {any} */ element) => (this.box = element)} onScroll=${() => this.look()}
+        onWheel=${leave} onPointerDown=${leave} onKeyDown=${leave} onTouchMove=${leave}>
+        <div class="virtual-size" style=${{ height: `${Math.ceil(this.top(count))}px` }}>
           <div class="virtual-seen" style=${{ transform: `translateY(${this.top(from)}px)` }} ref=${(/** @type {any} */ element) => (this.body = element)}>
             ${places.map((place) => html`<div key=${place} data-place=${place}>${draw(place)}</div>`)}
           </div>

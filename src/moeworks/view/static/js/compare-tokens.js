@@ -74,7 +74,7 @@ export function ComparedTokens({ a, b, params, layers }) {
       <div class="compare-heads" aria-hidden="true"><span>A: ${a.name}</span><span>B: ${b.name}</span></div>
       ${blocks.length === 0
         ? html`<p class="quiet">${onlyChanged ? "No token was routed differently." : "The two traces share no tokens."}</p>`
-        : html`<${VirtualList} key=${String(onlyChanged)} ref=${list} count=${blocks.length} estimate=${64} label="Tokens of both traces"
+        : html`<${VirtualList} key=${String(onlyChanged)} handle=${list} count=${blocks.length} estimate=${64} label="Tokens of both traces"
             draw=${(/** @type {number} */ place) => html`<${Block} block=${blocks[place]} pages=${pages} layers=${layers} chosen=${chosen} pick=${(/** @type {number} */ row) => change({ a: a.id, b: b.id, row }, { replace: true })} />`} />`}
       ${page && chosen !== null && chosen % PAGE < page.rows && html`<${Picked} page=${page} at=${chosen % PAGE} a=${a} b=${b} />`}
     </section>
