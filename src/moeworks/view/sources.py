@@ -69,6 +69,7 @@ class Sources:
         self._plans: dict[str, Plan] = {}
         self._files: dict[Literal["study", "league"], dict[str, Path]] = {"study": {}, "league": {}}
         self._names: dict[str, str] = {}  # id → what a person sees
+        self._paths: dict[str, Path] = {}  # id of scores → their file, if they have one
         for path in paths:
             self.add(path)
 
@@ -111,6 +112,7 @@ class Sources:
                 if id in group:
                     del group[id]
                     del self._names[id]
+                    self._paths.pop(id, None)
                     return
         raise NotThere(f"there is nothing called '{id}'; {did_you_mean(id, self._names)}")
 
@@ -214,6 +216,7 @@ class Sources:
         return {
             "id": id,
             "name": self._names[id],
+            "path": str(self._paths[id]) if id in self._paths else None,
             "method": header.method,
             "contrast": header.contrast or (f"{header.label}={header.target}" if header.label else ""),
             "against": header.against,
@@ -236,7 +239,9 @@ class Sources:
         if kind == "scores":
             from moeworks.find import Scores
 
-            return self.add_scores(Scores.load(path), name=name)
+            id = self.add_scores(Scores.load(path), name=name)
+            self._paths[id] = path
+            return id
         if kind == "plan":
             from moeworks.plan import load_plan
 

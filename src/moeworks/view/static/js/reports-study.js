@@ -31,6 +31,7 @@ export function Study({ study, sources }) {
 /** The study's own report; it may run nothing and reach nothing. */
 function Report({ study }) {
   const url = study.report;
+  if (!url) return null; // an exported page: the report is a file of its own already
   return html`
     <section aria-label="Report">
       <p><a href=${url} target="_blank" rel="noopener noreferrer">Open the report in a tab of its own</a></p>
