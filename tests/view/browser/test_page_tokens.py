@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from looking import axe_violations, parameters, shoot, until
 from helpers.page_server import HOSTILE, page_texts
 from moeworks.engines.fake import FakeEngine
 from moeworks.examples import Example
+from moeworks.view.expert_map import expert_map
 from moeworks.view.tokens import token_table
 
 # Rows and texts of the drawn tokens as they were recorded: what makes white space visible holds no text of its own.
@@ -144,9 +146,14 @@ def test_neighbours_that_went_elsewhere(page, site):
     assert f"{both.count(0)} of {len(near) - 1} neighbours share no expert" in page.locator(".route-says").inner_text()
 
 
+def lightness(colour: str) -> float:
+    red, green, blue = map(int, re.findall(r"\d+", colour))
+    return 0.3 * red + 0.6 * green + 0.1 * blue
+
+
 @pytest.mark.parametrize("colour", ["expert", "entropy", "margin", "load", "divergence", "weight"])
 def test_colours_follow_the_numbers(page, site, colour):
-    """Equal values have equal colours, and the ends of a scale lie far apart."""
+    """Equal values have equal colours; of an amount, more is darker on light paper, and the ends lie far apart."""
     opened(page, site, f"trace=plain&colour={colour}&layer=1&expert=L1.E2")
     until(page, WHOLE)
     page.wait_for_selector(".legend")
@@ -169,6 +176,13 @@ def test_colours_follow_the_numbers(page, site, colour):
     if colour == "weight":
         assert by_value.pop(None) == {"transparent"}
     assert len({next(iter(shown)) for shown in by_value.values()}) >= min(8, len(by_value))
+    if colour == "load":
+        loads = expert_map(site.sources.trace("plain")).to_pylist()
+        by_value = {loads[1 * 16 + expert]["value"]: shown for expert, shown in by_value.items()}
+    if colour != "expert":
+        ranked = [lightness(next(iter(by_value[value]))) for value in sorted(by_value)]
+        assert all(later <= earlier + 1 for earlier, later in pairwise(ranked))
+        assert ranked[0] - ranked[-1] > (30 if colour == "weight" else 60)  # weights have the fixed scale from 0 to 1
     assert page.locator(".failure").count() == 0
 
 
