@@ -204,6 +204,18 @@ def test_scores_on_a_card_and_whether_their_claim_replicates(trace, scores) -> N
     assert not card["replicated"]["survives"]
 
 
+def test_the_claim_on_a_card_is_the_most_stable_one(trace, scores) -> None:
+    """A claim about another label with a smaller q and a larger score, but steady in no resampling, does not win."""
+    rare = scores.table
+    for name, value in (("stability", 0.0), ("q", 1e-9), ("score", 9.0)):
+        rare = rare.set_column(rare.column_names.index(name), name, [[value] * rare.num_rows])
+    header = scores.header.model_copy(update={"contrast": {"lang": ["zh"]}})
+    card = expert_card(trace, "L2.E5", scores={"rare": type(scores)(rare, header), "first": scores})
+    assert card["scores"]["rare"]["passes"]
+    assert card["replicated"]["passing"] == ["first"]
+    assert card["replicated"]["survives"]
+
+
 def test_a_model_that_is_at_hand_decodes_what_its_expert_points_to() -> None:
     pytest.importorskip("torch")
     from moeworks.address import Address

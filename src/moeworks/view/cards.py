@@ -58,7 +58,7 @@ def expert_card(
     so many that they tell texts apart (more than 60, or than half the texts); `partners`, the experts of the layer that
     run beside it most for their loads, with `lift`, its interval and `chance`, see `coactivation`; `decoded`, the
     tokens that its router row and its most telling neurons point to (None without the model, and `decoded_reason` says
-    why); `scores`, name → its row; `replicated`, None where no scores claim anything, else the strongest claim: what
+    why); `scores`, name → its row; `replicated`, None where no scores claim anything, else the most stable claim: what
     was contrasted, `passing` of `of` score files of that contrast, the smallest `stability`, and `survives`, true if it
     passes in all of them and is among the top in nine of ten resamplings; `protected`; `command`. All intervals are of
     95 % from resampled documents, None with fewer than five.
@@ -249,7 +249,10 @@ def _replicated(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     claims = [row for row in tested.values() if row["passes"]]
     if not claims:
         return None
-    best = min(claims, key=lambda row: (1.0 if row["q"] is None else row["q"], -abs(row["score"] or 0)))
+    # Stability first: with few permutations many claims share the smallest q, and a rare label scores high by chance.
+    best = max(
+        claims, key=lambda row: (row["stability"] or 0, -(1.0 if row["q"] is None else row["q"]), abs(row["score"]))
+    )
     same = {
         name: row
         for name, row in tested.items()
