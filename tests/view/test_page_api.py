@@ -15,7 +15,7 @@ import pytest
 import torch
 from httpx2 import Client, ReadTimeout
 
-from helpers.page_server import page_texts, serve_page
+from helpers.page_server import make_site, page_texts, serve_page
 from helpers.servers import in_thread
 from helpers.studies import build_study
 from helpers.traces import make_trace
@@ -33,6 +33,7 @@ from moeworks.study import save_study
 from moeworks.study.budget import some_of_each
 from moeworks.trace import Trace
 from moeworks.view.app import build_page
+from moeworks.view.cards import expert_card
 from moeworks.view.expert_map import expert_map
 from moeworks.view.recording import LiveTraces
 from moeworks.view.sources import Sources
@@ -471,6 +472,7 @@ import asyncio, sys
 from moeworks.view import Sources
 from moeworks.view.asking import asking
 from moeworks.view.app import build_page
+from moeworks.view.cards import expert_card
 sources = Sources([{str(tmp_path / "plain")!r}])
 build_page(sources)
 with asking(sources) as get:
@@ -520,3 +522,27 @@ def test_a_long_trace_opens_fast(tmp_path):
         assert web.get("api/traces/long/tokens?stop=2000").num_bytes_downloaded < 1_000_000
     assert took < 10, "under 2 s on a machine that does nothing else"
     print(f"opened in {took:.2f} s")
+
+
+def test_cards_made_at_the_same_time_do_not_touch_the_model(tmp_path):
+    """The decoded tokens need weights alone, so that cards collide neither with each other nor with a generation."""
+    engine, traces = make_site(tmp_path)
+    sources = Sources(traces, engine=engine)
+    passes, cards = [], {}
+    engine.model.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def make(address):
+        trace, decoder = sources.trace("plain"), sources.decoder("plain")
+        cards[address] = expert_card(trace, address, decoder=decoder, engine=engine, unembedding=sources.unembedding)
+
+    threads = [threading.Thread(target=make, args=(f"L{layer}.E{expert}",)) for layer in (1, 2) for expert in (1, 4, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(cards) == len(threads)
+    assert all(card["decoded"] for card in cards.values())
+    assert not passes
+    alone = expert_card(sources.trace("plain"), "L1.E4", decoder=sources.decoder("plain"), engine=engine)
+    assert passes  # without the reading it is made by running the model
+    assert cards["L1.E4"]["decoded"] == alone["decoded"]

@@ -26,6 +26,7 @@ from moeworks.where import Where
 
 if TYPE_CHECKING:
     from moeworks.engines.base import Engine
+    from moeworks.engines.transformers.unembedding import Unembedding
     from moeworks.find import Scores
     from moeworks.trace import Trace
 
@@ -45,6 +46,7 @@ def expert_card(
     *,
     decoder: Decoder | None = None,
     engine: Engine | None = None,
+    unembedding: Unembedding | MoeworksError | None = None,
     scores: Mapping[str, Scores] | None = None,
     contexts: int = 10,
     seed: int = 0,
@@ -68,6 +70,8 @@ def expert_card(
         address: the expert, as in L3.E5.
         decoder: of the trace's tokens; by default it is looked for.
         engine: of the very model, to decode what it points to.
+        unembedding: of that engine, as `moeworks.find.inside.observe.reading` gives it, or why it cannot;
+            then the model is not run, and cards can be made side by side.
         scores: name → scores of this model.
         contexts: how many.
         seed: of everything drawn.
@@ -79,7 +83,7 @@ def expert_card(
     shape = trace.header.shape_of(at.layer)
     load = expert_map(trace, where=Where(layer=(at.layer,)), seed=seed).slice(at.expert, 1).to_pylist()[0]
     decoder = decoder or decoder_for(trace.header.model)
-    decoded, reason = _decoded(engine, at)
+    decoded, reason = _decoded(engine, at, unembedding)
     labels, left_out = _labels(trace, at, seed)
     rows = {name: row for name, one in (scores or {}).items() if (row := _score(one, at)) is not None}
     return {
@@ -193,10 +197,14 @@ def _partners(trace: Trace, at: Address, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _decoded(engine: Engine | None, at: Address) -> tuple[list[dict[str, Any]] | None, str]:
+def _decoded(
+    engine: Engine | None, at: Address, unembedding: Unembedding | MoeworksError | None
+) -> tuple[list[dict[str, Any]] | None, str]:
     """Return the tokens that the router's row and the neurons that point most clearly at tokens stand for."""
     if engine is None:
         return None, "the model is not loaded"
+    if isinstance(unembedding, MoeworksError):
+        return None, str(unembedding)
     from moeworks.find.inside.decode import Vector, decode
 
     small = (engine.identity.layer(at.layer).neurons or _NEURONS + 1) <= _NEURONS
@@ -205,7 +213,7 @@ def _decoded(engine: Engine | None, at: Address) -> tuple[list[dict[str, Any]] |
     vectors: tuple[Vector, ...] = ("router", "down") if small else ("router",)
     for vector in vectors:
         try:
-            table = decode(engine, [at], vectors=[vector], top=_TOKENS)
+            table = decode(engine, [at], vectors=[vector], top=_TOKENS, unembedding=unembedding)
         except (MoeworksError, AttributeError) as error:  # AttributeError: an engine that has no weights to read
             reason = str(error) if isinstance(error, MoeworksError) else "this engine shows no weights"
             continue

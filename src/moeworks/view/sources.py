@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from moeworks.contract_words import describe
-from moeworks.errors import BadData, did_you_mean
+from moeworks.errors import BadData, MoeworksError, Unsupported, did_you_mean
 from moeworks.plan.protected import known_super_experts
 from moeworks.trace import Trace
 from moeworks.view.decoding import Decoder, decoder_for, decoder_of_file
@@ -24,6 +24,7 @@ from moeworks.where import PHASES
 if TYPE_CHECKING:
     from moeworks.artefact import LayerShape, ModelIdentity
     from moeworks.engines.base import Engine
+    from moeworks.engines.transformers.unembedding import Unembedding
     from moeworks.find import Scores
     from moeworks.plan import Plan
 
@@ -61,6 +62,7 @@ class Sources:
             MoeworksError: a path is nothing that a page can show, or is altered.
         """
         self.engine = engine
+        self.unembedding = None if engine is None else _unembedding(engine)  # read before anything else runs
         self._tokenizer = tokenizer
         self._probes = None if probes is None else list(probes)
         self._lock = threading.RLock()
@@ -287,6 +289,18 @@ def _kind_of(path: Path) -> Kind | None:
     kinds: dict[Any, Kind] = {"moeworks.plan": "plan", "moeworks.study": "study", "moeworks.league": "league"}
     # A league is written without what is as usual, its format for one.
     return kinds.get(name) or ("league" if path.name == "league.json" and name is None else None)
+
+
+def _unembedding(engine: Engine) -> Unembedding | MoeworksError:
+    """Return how the model reads its last residual, or why it is not to be read."""
+    from moeworks.find.inside.observe import reading
+
+    try:
+        return reading(engine)
+    except MoeworksError as error:
+        return error
+    except AttributeError:  # an engine that has no weights to read
+        return Unsupported("this engine shows no weights")
 
 
 def _model(engine: Engine) -> dict[str, Any]:

@@ -77,7 +77,15 @@ def _add_experts(app: FastAPI, sources: Sources) -> None:
         hashes = " ".join(one.header.hash for one in scores.values())
 
         def make(trace: Trace) -> Any:
-            return expert_card(trace, expert, decoder=sources.decoder(id), engine=sources.engine_of(id), scores=scores)
+            engine = sources.engine_of(id)
+            return expert_card(
+                trace,
+                expert,
+                decoder=sources.decoder(id),
+                engine=engine,
+                unembedding=sources.unembedding if engine is not None else None,
+                scores=scores,
+            )
 
         return _of_trace(request, sources, id, make, more=hashes)
 

@@ -42,6 +42,7 @@ def decode(
     vectors: Sequence[Vector] = VECTORS,
     top: int = 5,
     sign: Literal[1, -1] = 1,
+    unembedding: Unembedding | None = None,
 ) -> pa.Table:
     """Return the tokens that the weights of experts point to, one row a token.
 
@@ -61,6 +62,7 @@ def decode(
         vectors: which of gate, up, down and router.
         top: tokens for each vector.
         sign: -1 for the tokens that a vector points away from most.
+        unembedding: of this engine, as `reading` gives it; without it the model runs once, on a few tokens.
 
     Returns:
         A table with the columns of `DECODED`, by layer, expert, neuron, vector and rank; router rows come first.
@@ -75,7 +77,7 @@ def decode(
     if not vectors or top < 1 or sign not in (1, -1):
         raise BadData("decoding needs a vector, at least one token for each, and a sign of 1 or -1.")
     wanted = _by_layer(engine, experts)
-    unembedding = reading(engine)
+    unembedding = unembedding or reading(engine)
     routers: Any = {router.layer: router for router in engine.routers}  # type: ignore[attr-defined]
     parts = [
         part
