@@ -54,6 +54,14 @@ def test_tables_are_those_of_the_diagnostics(trace):
     assert "another trace" in told["drift"].reason
 
 
+def test_two_processes_tell_the_same(trace):
+    names = ["sanity", "balance", "divergence", "drift"]
+    one, two = (diagnose_all(trace, names=names, workers=workers) for workers in (1, 2))
+    assert [(a.what, a.reason, a.label, a.base, str(a.table)) for a in one] == [
+        (b.what, b.reason, b.label, b.base, str(b.table)) for b in two
+    ]
+
+
 def test_the_page(trace, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", str(trace.path), "--report", str(tmp_path / "r.html"), "--label", "weather"])

@@ -57,3 +57,54 @@ def test_weight_shares():
     assert np.array_equal(weight_shares(np.array([[1.0, 3.0], [0, 0]])), [[0.25, 0.75], [0, 0]])
     with pytest.raises(BadTrace, match="negative combine weights"):
         weight_shares(np.array([[1.0, -0.5]]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("into", [np.float64, np.int64])
+def test_counting_in_machine_code_is_counting_in_numpy(monkeypatch, dtype, into):
+    """Rows left out, weights of 0 and of -0, NaN weights (which ran) and wrong ids: the same either way."""
+    from moeworks.stats import counts as module
+
+    rng = np.random.default_rng(0)
+    ids = rng.permuted(np.tile(np.arange(16, dtype=np.uint8), (40_000, 1)), axis=1)[:, :4]
+    weights = rng.random((40_000, 4)).astype(dtype)
+    weights[rng.random(weights.shape) < 0.1] = 0
+    weights[:5] = -0.0
+    weights[5:9] = np.nan
+    entry = rng.integers(-1, 50, 40_000)
+    found = []
+    for worth in (1 << 15, 1 << 30):
+        monkeypatch.setattr(module, "_WORTH_COMPILING", worth)
+        table = np.zeros((50, 16), into)
+        module.add_runs(table, entry, ids, weights)
+        found.append(table)
+        wrong = ids.copy()
+        wrong[20_000, 1] = 16
+        with pytest.raises(BadTrace):
+            module.add_runs(np.zeros((50, 16), into), np.zeros(40_000, np.int64), wrong, weights)
+    assert (found[0] == found[1]).all()
+    assert found[0].sum() == ((weights != 0) & (entry >= 0)[:, None]).sum()
+
+
+def test_shares_in_machine_code_are_those_of_numpy(monkeypatch):
+    from moeworks.stats import counts as module
+
+    rng = np.random.default_rng(1)
+    ids = rng.permuted(np.tile(np.arange(16, dtype=np.uint8), (40_000, 1)), axis=1)[:, :4]
+    weights = rng.random((40_000, 4)).astype(np.float16)
+    weights[:50] = 0  # no expert ran: nothing to share
+    entry = rng.integers(-1, 50, 40_000)
+    found = []
+    for worth in (1 << 15, 1 << 30):
+        monkeypatch.setattr(module, "_WORTH_COMPILING", worth)
+        table = np.zeros((50, 16))
+        module.add_shares(table, entry, ids, weights)
+        found.append(table)
+        for wrong_ids, wrong_weight in ((16, 0.5), (0, -0.5)):
+            other_ids, other = ids.copy(), weights.copy()
+            other_ids[20_000, 1], other[20_000, 1] = wrong_ids, wrong_weight
+            with pytest.raises(BadTrace):
+                module.add_shares(np.zeros((50, 16)), np.zeros(40_000, np.int64), other_ids, other)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+    ran = (entry >= 0) & (np.arange(40_000) >= 50)
+    assert found[0].sum() == pytest.approx(ran.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,8 @@ from moeworks.diagnostic_names import DiagnosticName
 
 if TYPE_CHECKING:
     from moeworks.trace import Trace
+
+WORTH_TWO_PROCESSES = 200_000  # tokens; below, a second process costs more than it saves
 
 
 def command(
@@ -168,10 +171,12 @@ def _report(
 
     if any(refused):
         raise BadData("--report writes every diagnostic; it goes with --where, --label, --base and --checkpoint alone.")
+    opened = Trace.open(source)
+    workers = min(2, os.cpu_count() or 1) if len(opened) >= WORTH_TWO_PROCESSES else 1
     say = (lambda name: print(f"{name} …", file=sys.stderr, flush=True)) if has_terminal() else (lambda _: None)
     save_trace_report(
-        Trace.open(source), path, where=Where.parse(where), label=label, base=base,
-        checkpoints=_checkpoints(checkpoint), seed=seed, command=command_line(), say=say,
+        opened, path, where=Where.parse(where), label=label, base=base, checkpoints=_checkpoints(checkpoint), seed=seed,
+        workers=workers, command=command_line(), say=say,
     )  # fmt: skip
     if json:
         print_json({"report": str(path), "bytes": path.stat().st_size})

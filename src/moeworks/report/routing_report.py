@@ -39,20 +39,30 @@ def save_trace_report(
     base: str | None = None,
     checkpoints: dict[int, Trace] | None = None,
     seed: int = 0,
+    workers: int = 1,
     command: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write all diagnostics of a trace as one page, whole or not at all.
 
     Args:
-        trace, where, label, base, checkpoints, seed, say: as of `moeworks.stats.everything.diagnose_all`.
+        trace, where, label, base, checkpoints, seed, workers, say: as of `moeworks.stats.everything.diagnose_all`.
         path: the file.
         command: how this was asked for, for the page.
 
     Raises:
         RunFailed: the trace fails a check that makes numbers wrong.
     """
-    told = diagnose_all(trace, where=where, label=label, base=base, checkpoints=checkpoints, seed=seed, say=say)
+    told = diagnose_all(
+        trace,
+        where=where,
+        label=label,
+        base=base,
+        checkpoints=checkpoints,
+        seed=seed,
+        workers=workers,
+        say=say,
+    )
     html = render_trace(trace, told, where=where, seed=seed, command=command)
     target = Path(path)
     with replace_file(target) as temporary:

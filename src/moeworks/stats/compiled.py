@@ -8,7 +8,7 @@ from typing import Any
 
 from moeworks.errors import need
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "compiled_if_there"]
 
 
 @cache
@@ -26,3 +26,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         raise need("numba", "fast", "a statistic of the order of tokens (caches, segments)") from None
     made: Callable[..., Any] = numba.njit(nogil=True, cache=False)(function)
     return made
+
+
+@cache
+def compiled_if_there(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return a function as machine code, or None without numba: for loops that numpy does too, only slower."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return None
+    return compiled(function)

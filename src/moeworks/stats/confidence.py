@@ -74,12 +74,15 @@ def confidence(
         block = block_of[documents.of_request[rows.request[kept]]]
         tokens += np.bincount(block, minlength=blocks)
         for layer in layers:
-            shape = trace.header.shape_of(layer)
+            held = _Held(part, trace.header, layer)
             for start in range(0, len(kept), _CHUNK):
                 chunk = slice(start, start + _CHUNK)
-                values = _values(part, trace.header, shape, kept[chunk], tie)  # (n, columns)
-                for column in range(len(_COLUMNS)):
-                    sums[layer][:, column] += np.bincount(block[chunk], values[:, column], minlength=blocks)
+                values = _values(held, trace.header, kept[chunk], tie)  # (columns, n)
+                for column, found in enumerate(values):
+                    if found is None:
+                        sums[layer][:, column] = np.nan
+                    else:
+                        sums[layer][:, column] += np.bincount(block[chunk], found, minlength=blocks)
     lines: list[dict[str, Any]] = []
     for layer, experts in layers.items():
         means = sums[layer].sum(0) / tokens.sum()
@@ -98,27 +101,38 @@ def confidence(
     return pa.Table.from_pylist(lines)
 
 
-def _values(part: Part, header: TraceHeader, shape: LayerShape, rows: Array, tie: float) -> Array:
-    """Return the numbers of some rows, (n, columns)."""
-    found = np.full((len(rows), len(_COLUMNS)), np.nan)
-    weights = part.weights(shape.layer)[rows]
+class _Held:
+    """The columns of one layer of a part, opened once."""
+
+    def __init__(self, part: Part, header: TraceHeader, layer: int) -> None:
+        self.shape: LayerShape = header.shape_of(layer)
+        self.weights = part.weights(layer)
+        self.ids = part.ids(layer) if header.logits else None
+        self.logits = part.logits(layer) if header.logits else None
+
+
+def _values(held: _Held, header: TraceHeader, rows: Array, tie: float) -> list[Array | None]:
+    """Return the numbers of some rows, a column (n,) each; None where the trace does not tell."""
+    found: list[Array | None] = [None] * len(_COLUMNS)
+    shape = held.shape
+    weights = held.weights[rows]
     share = weight_shares(weights)  # (n, k)
-    found[:, 0] = share.max(-1)
+    found[0] = share.max(-1)
     if shape.top_k > 1:
-        found[:, 1] = entropy(share) / np.log(shape.top_k)
-    if not header.logits:
+        found[1] = entropy(share) / np.log(shape.top_k)
+    if held.logits is None or held.ids is None:
         return found
-    logits = part.logits(shape.layer)[rows]  # (n, E)
+    logits = held.logits[rows]  # (n, E)
     p = router_probabilities(logits, shape.contract)
-    found[:, 2] = p.max(-1)
-    found[:, 3] = entropy(p) / np.log(shape.experts) if shape.experts > 1 else np.nan
+    found[2] = p.max(-1)
+    found[3] = entropy(p) / np.log(shape.experts) if shape.experts > 1 else None
     ran = weights != 0
-    found[:, 5] = np.where(ran, np.take_along_axis(p, part.ids(shape.layer)[rows].astype(np.int64), 1), 0).sum(1)
+    found[5] = np.where(ran, np.take_along_axis(p, held.ids[rows].astype(np.int64), 1), 0).sum(1)
     largest = logits.max(-1).astype(np.float64)
-    found[:, 7] = (largest + np.log(np.exp(logits - largest[:, None]).sum(-1))) ** 2
+    found[7] = (largest + np.log(np.exp(logits - largest[:, None]).sum(-1))) ** 2
     scores, contract = header.selection_scores_of(shape.layer, logits), shape.contract
     if scores is not None and contract is not None:
-        found[:, 4] = margins(scores, contract)
+        found[4] = margins(scores, contract)
         bias, _ = header.values_of(shape.layer)
-        found[:, 6] = logit_margins(logits, contract, bias, scores) < tie * np.abs(logits).max(-1)
+        found[6] = logit_margins(logits, contract, bias, scores) < tie * np.abs(logits).max(-1)
     return found

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeworks.errors import BadData
+from moeworks.stats.compiled import compiled_if_there
 from moeworks.stats.distributions import weight_shares
+from moeworks.stats.kernels import count_runs, sum_shares
 from moeworks.stats.sets import check_ids
 from moeworks.where import Where
 
@@ -20,6 +22,7 @@ __all__ = ["add_distributions", "add_runs", "add_shares", "layer_batches", "laye
 
 Array = NDArray[Any]
 _CHUNK = 1 << 16  # rows at a time: keys stay in the processor's cache
+_WORTH_COMPILING = 1 << 15  # rows; fewer are counted before machine code would be made
 
 
 def add_runs(counts: Array, entry: Array, ids: Array, weights: Array) -> None:
@@ -35,6 +38,8 @@ def add_runs(counts: Array, entry: Array, ids: Array, weights: Array) -> None:
         BadTrace: an id is not below E.
     """
     entries, experts = counts.shape
+    if len(entry) >= _WORTH_COMPILING and _add_compiled(counts, entry, ids, weights):
+        return
     for start in range(0, len(entry), _CHUNK):
         rows = slice(start, start + _CHUNK)
         here, chosen, weight = entry[rows], ids[rows], weights[rows]
@@ -56,6 +61,19 @@ def add_runs(counts: Array, entry: Array, ids: Array, weights: Array) -> None:
         counts[present] += found.reshape(len(present), experts)
 
 
+def _add_compiled(counts: Array, entry: Array, ids: Array, weights: Array) -> bool:
+    """Do the same as machine code if numba is there, and return whether it was done: about ten times as fast."""
+    kernel = compiled_if_there(count_runs)
+    unsigned: Any = {2: np.uint16, 4: np.uint32, 8: np.uint64}.get(weights.dtype.itemsize)
+    if kernel is None or unsigned is None or weights.dtype.kind != "f" or not counts.flags.c_contiguous:
+        return False
+    mask = unsigned(np.iinfo(unsigned).max >> 1)
+    ids, weights = np.ascontiguousarray(ids), np.ascontiguousarray(weights)
+    if not kernel(counts, np.ascontiguousarray(entry, np.int64), ids, weights.view(unsigned), mask):
+        check_ids(ids[np.asarray(entry) >= 0], counts.shape[1])
+    return True
+
+
 def add_shares(sums: Array, entry: Array, ids: Array, weights: Array) -> None:
     """Add each token's combine weights, divided by their sum, to its entry of `sums`, (entries, E) float64.
 
@@ -65,6 +83,15 @@ def add_shares(sums: Array, entry: Array, ids: Array, weights: Array) -> None:
         BadTrace: an id is not below E, or a weight is negative.
     """
     entries, experts = sums.shape
+    kernel = compiled_if_there(sum_shares) if len(entry) >= _WORTH_COMPILING else None
+    if kernel is not None and sums.flags.c_contiguous:
+        for start in range(0, len(entry), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            here = np.ascontiguousarray(entry[rows], np.int64)
+            if kernel(sums, here, np.ascontiguousarray(ids[rows]), np.asarray(weights[rows], np.float32)):
+                check_ids(ids[rows][here >= 0], experts)
+                weight_shares(weights[rows][here >= 0])  # one of both raises
+        return
     for start in range(0, len(entry), _CHUNK // 4):
         rows = slice(start, start + _CHUNK // 4)
         kept = start + np.flatnonzero(entry[rows] >= 0)

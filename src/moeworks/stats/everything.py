@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -35,6 +37,7 @@ READING_ORDER: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 PREFERRED = ("lang", "domain", "side")
 MOST_VALUES = 40
+_LONG = ("sch_rolling", "token_dependence", "confidence", "vocabulary_specialisation", "drops", "transitions", "srp")
 
 
 class Told(NamedTuple):
@@ -58,6 +61,7 @@ def diagnose_all(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     names: Sequence[str] | None = None,
+    workers: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Told]:
     """Return every diagnostic of a trace in reading order.
@@ -66,11 +70,12 @@ def diagnose_all(
         trace: the trace.
         where: which tokens and layers count.
         label: label whose values are told apart; `choose_label` unless given.
-        base: value that the others are compared with; en if there is such texts, else the most frequent, unless given.
+        base: value that the others are compared with; en if there are such texts, else the most frequent, unless given.
         checkpoints: step → trace, of saturation and drift.
         options: of all diagnostics that take one of that name, such as `sample`.
         seed: of all that is drawn.
         names: only these.
+        workers: processes that share the diagnostics; the numbers do not depend on it.
         say: gets the name of each before it runs.
 
     Raises:
@@ -81,40 +86,69 @@ def diagnose_all(
             raise BadData(f"no diagnostic is called '{name}'; {did_you_mean(name, DIAGNOSTICS)}")
     chosen = choose_label(trace, label)
     start = base if base is not None or not chosen else _base(trace, chosen)
-    told: list[Told] = []
     checks = diagnose(trace, "sanity", where=where, seed=seed)
     if reason := refusal(checks):
         raise RunFailed(reason)
-    for what in (name for group in READING_ORDER.values() for name in group if names is None or name in names):
-        one, begin = DIAGNOSTICS[what], time.monotonic()
-        say(what)
-        given: dict[str, Any] = {name: value for name, value in (options or {}).items() if name in one.options}
-        given |= {"label": chosen} if one.takes("label") and chosen else {}
-        given |= {"base": start} if one.takes("base") and start else {}
-        table, why = None, ""
-        if what == "sanity":
-            table = checks
-        elif one.takes("checkpoints") and not checkpoints:
-            why = "needs another trace of the same text"
-        elif one.takes("label") and not chosen and what not in ("srp", "drops"):
-            why = "needs texts with a label of two values or more"
-        else:
-            given |= {"checkpoints": checkpoints} if one.takes("checkpoints") else {}
-            try:
-                table = diagnose(trace, what, where=where, seed=seed, **given)
-            except (BadData, MissingExtra, Unsupported) as error:
-                why = str(error).rstrip(".")
-        told.append(
-            Told(
-                what,
-                table,
-                why,
-                given.get("label", "") if table is not None else "",
-                given.get("base", "") if table is not None else "",
-                time.monotonic() - begin,
-            )
-        )
+    asked = [
+        _Asked(what, where, chosen, start or "", dict(options or {}), seed)
+        for group in READING_ORDER.values()
+        for what in group
+        if what != "sanity" and (names is None or what in names)
+    ]
+    told = [Told("sanity", checks, "", "", "", 0.0)] if names is None or "sanity" in names else []
+    if workers == 1:
+        for one in asked:
+            say(one.what)
+            told.append(_tell(trace, checkpoints, one))
+        return told
+    paths = {step: str(other.path) for step, other in (checkpoints or {}).items()}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = {one.what: pool.submit(_tell_elsewhere, str(trace.path), paths, one) for one in _longest_first(asked)}
+        for one in asked:
+            say(one.what)
+            told.append(running[one.what].result())
     return told
+
+
+class _Asked(NamedTuple):
+    what: str
+    where: Where
+    label: str
+    base: str
+    options: dict[str, Any]
+    seed: int
+
+
+def _longest_first(asked: Sequence[_Asked]) -> list[_Asked]:
+    """Return what takes longest first, so that no worker is left alone with it at the end."""
+    return sorted(asked, key=lambda one: _LONG.index(one.what) if one.what in _LONG else len(_LONG))
+
+
+def _tell_elsewhere(path: str, checkpoints: Mapping[int, str], one: _Asked) -> Told:
+    """Do one diagnostic in a process of its own, which maps the trace anew."""
+    from moeworks.trace import Trace
+
+    return _tell(Trace.open(path), {step: Trace.open(other) for step, other in checkpoints.items()}, one)
+
+
+def _tell(trace: Trace, checkpoints: Mapping[int, Trace] | None, asked: _Asked) -> Told:
+    one, begin = DIAGNOSTICS[asked.what], time.monotonic()
+    given: dict[str, Any] = {name: value for name, value in asked.options.items() if name in one.options}
+    given |= {"label": asked.label} if one.takes("label") and asked.label else {}
+    given |= {"base": asked.base} if one.takes("base") and asked.base else {}
+    table, why = None, ""
+    if one.takes("checkpoints") and not checkpoints:
+        why = "needs another trace of the same text"
+    elif one.takes("label") and not asked.label and asked.what not in ("srp", "drops"):
+        why = "needs texts with a label of two values or more"
+    else:
+        more = {"checkpoints": checkpoints} if one.takes("checkpoints") else {}
+        try:
+            table = diagnose(trace, asked.what, where=asked.where, seed=asked.seed, **given, **more)
+        except (BadData, MissingExtra, Unsupported) as error:
+            why = str(error).rstrip(".")
+    label, base = (given.get(name, "") if table is not None else "" for name in ("label", "base"))
+    return Told(asked.what, table, why, label, base, time.monotonic() - begin)
 
 
 def choose_label(trace: Trace, label: str | None = None) -> str:

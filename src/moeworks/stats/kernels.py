@@ -11,9 +11,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["count_hits", "count_ranks", "count_reuse", "count_windows"]
+__all__ = ["count_hits", "count_ranks", "count_reuse", "count_runs", "count_windows", "sum_shares"]
 
 Array = NDArray[Any]
+
+
+def count_runs(counts: Array, entry: Array, ids: Array, bits: Array, mask: int) -> bool:
+    """Add how often each expert ran to counts (entries, E), and return whether every id is below E.
+
+    `bits` (n, k) are the weights' bits as unsigned numbers and `mask` all of them but the sign, so that -0 is 0 too;
+    rows of entry -1 are left out. Nothing is added from the first wrong id on.
+    """
+    experts = counts.shape[1]
+    for i in range(len(entry)):
+        e = entry[i]
+        if e < 0:
+            continue
+        for j in range(ids.shape[1]):
+            chosen = ids[i, j]
+            if chosen < 0 or chosen >= experts:
+                return False
+            if bits[i, j] & mask:
+                counts[e, chosen] += 1
+    return True
+
+
+def sum_shares(sums: Array, entry: Array, ids: Array, weights: Array) -> bool:
+    """Add each row's weights / their sum to sums (entries, E) float64, and return whether a row is no distribution.
+
+    Rows of entry -1 are left out; nothing is added from the first wrong row on. Weights (n, k) float32.
+    """
+    experts = sums.shape[1]
+    for i in range(len(entry)):
+        e = entry[i]
+        if e < 0:
+            continue
+        total = 0.0
+        for j in range(ids.shape[1]):
+            if ids[i, j] < 0 or ids[i, j] >= experts or weights[i, j] < 0:
+                return True
+            total += np.float64(weights[i, j])
+        if total > 0:
+            for j in range(ids.shape[1]):
+                sums[e, ids[i, j]] += np.float64(weights[i, j]) / total
+    return False
 
 
 def count_windows(slots: Array, start: Array, stop: Array, entry: Array, length: int, counts: Array) -> None:

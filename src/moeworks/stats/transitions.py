@@ -120,7 +120,7 @@ def _line(
         "high": float(high),
         "chance": float(mutual_information(null)) / unit,
         "foretold": _foretold(total / np.maximum(ones[0], 1)[:, None], first, second),
-        "foretold_chance": _foretold(np.broadcast_to(ones[1], total.shape), first, second),
+        "foretold_chance": float(np.sort(ones[1])[-second.shape[1] :].sum() / max(ones[1].sum(), 1)),  # the busiest k'
         "top": [f"{e}>{other} ×{lift[e, other]:.1f}" for e, other in named],
         "top_lift": float(lift[named[0]]) if named else np.nan,
         "top_lift_chance": float(null_lift[often].max()) if often.any() else np.nan,

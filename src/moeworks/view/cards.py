@@ -198,7 +198,7 @@ def _partners(trace: Trace, at: Address, seed: int) -> list[dict[str, Any]]:
 
 
 def _decoded(
-    engine: Engine | None, at: Address, unembedding: Unembedding | MoeworksError | None
+    engine: Engine | None, at: Address, unembedding: Unembedding | MoeworksError | None = None
 ) -> tuple[list[dict[str, Any]] | None, str]:
     """Return the tokens that the router's row and the neurons that point most clearly at tokens stand for."""
     if engine is None:

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import axe_violations, parameters, shoot
-from until import until
+from looking import axe_violations, parameters, shoot, until
 
 from moeworks.compare import compare
 from moeworks.view.comparing import compared_tokens
@@ -167,7 +166,9 @@ def test_long_lists_draw_what_is_seen(page, site):
       const host = document.createElement('div');
       document.body.append(host);
       const draw = (place) => html`<p style=${{ height: `${20 + (place % 7) * 9}px` }}>block ${place}</p>`;
-      render(html`<${VirtualList} count=${5000} estimate=${40} label="many" draw=${draw} handle=${window.handle = {}} />`, host);
+      window.handle = {};
+      const many = { count: 5000, estimate: 40, label: 'many', draw, handle: window.handle };
+      render(html`<${VirtualList} ...${many} />`, host);
     }""")
     until(page, "document.querySelectorAll('.virtual [data-place]').length > 5")
     page.evaluate("window.handle.current.reveal(4999)")

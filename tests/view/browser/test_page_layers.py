@@ -1,4 +1,4 @@
-"""Layers: numbers are those of inspect, intervals and chance levels go with the right numbers, keys reach every value."""
+"""Layers: numbers are those of inspect, intervals and chance levels go with their numbers, keys reach every value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import axe_violations, parameters, shoot
-from until import until
+from looking import axe_violations, parameters, shoot, until
 
 from helpers.page_server import HOSTILE
 from moeworks.view.layers import cache_rows, layer_rows
@@ -124,7 +123,8 @@ def test_lines_can_be_hidden(page, site):
     said = {
         reading.split(",")[1].split(":")[0].strip() for line in range(lines) for reading in readings(page, 1, line=line)
     }
-    assert "ru" not in said and len(said) == lines - 1
+    assert "ru" not in said
+    assert len(said) == lines - 1
 
 
 def test_what_cannot_be_told_says_why(page, site):

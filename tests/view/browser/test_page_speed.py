@@ -63,8 +63,8 @@ def test_no_frame_has_much_to_do(watched, text):
     scrolled(watched, steps=60, pixels=300)
     work = sorted(watched.evaluate("window.watch.work.filter((one) => one > 0.3)"))  # frames in which a chunk was drawn
     assert len(work) >= 5
-    assert statistics.median(work) < 12 * plain
-    assert work[int(0.95 * (len(work) - 1))] < 40 * plain
+    assert statistics.median(work) < 6 * plain
+    assert work[int(0.95 * (len(work) - 1))] < 30 * plain
 
 
 def test_a_place_far_away_is_shown_without_what_lies_between(watched, text):

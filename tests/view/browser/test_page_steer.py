@@ -1,4 +1,4 @@
-"""Steer: the newcomer's path on the lab model, both texts and what differs, plans as files, evidence, lost connections."""
+"""Steer: the newcomer's path on the lab model, both texts and what differs, plans as files, evidence, lost servers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lab_site import serve_lab
-from looking import axe_violations, parameters, shoot
-from until import until
+from looking import axe_violations, parameters, shoot, until
 
 from moeworks.compare import compare
 from moeworks.plan import load_plan, plan_hash, steer
@@ -82,7 +81,8 @@ def test_a_newcomer_switches_russian_off(page, lab, screenshots):
     prompt = page.get_by_label("A text to continue")
     until(page, "/[а-я]/.test(document.querySelector('.steer-prompt textarea').value)")
     before, after = generated(page, prompt.input_value())
-    assert before != after and any("а" <= letter <= "я" for letter in before)
+    assert before != after
+    assert any("а" <= letter <= "я" for letter in before)
     assert page.locator(".text-side").nth(1).locator("mark.differs").count() > 0
     assert "10 experts" in page.locator(".touched").inner_text()
     plan = plan_of(lab, [{"op": "demote", "experts": chosen(page)}])
@@ -102,7 +102,8 @@ def test_changed_rows_are_those_of_compare(page, lab):
     first, second = (lab.sources.trace(ids[name]) for name in "ab")
     found = compare(first, second)
     changed = round(sum(row["first_flips"] for row in found.layers.to_pylist()) * found.rows)
-    assert words.startswith(f"{changed} of {found.rows} rows") and 0 < changed
+    assert words.startswith(f"{changed} of {found.rows} rows")
+    assert changed > 0
     page.get_by_role("link", name="Compare the routes").click()
     page.wait_for_selector(".compare-block mark")
     assert page.locator(".figures dd").first.inner_text() == str(found.rows)
@@ -170,7 +171,8 @@ def test_a_plan_is_saved_and_loaded_again(page, site, tmp_path):
     path = tmp_path / "plan.json"
     download.value.save_as(path)
     plan = load_plan(path)
-    assert [one.op for one in plan.operations] == ["demote", "add"] and plan.operations[1].strength == -2
+    assert [one.op for one in plan.operations] == ["demote", "add"]
+    assert plan.operations[1].strength == -2
     page.get_by_role("button", name="Clear").click()
     until(page, "!document.querySelector('.steer-chip')")
     page.get_by_label("Plan file").set_input_files(path)
@@ -180,8 +182,8 @@ def test_a_plan_is_saved_and_loaded_again(page, site, tmp_path):
     until(page, "document.querySelector('.touched')?.innerText.includes('2 experts')")
     page.get_by_role("button", name="Change its experts").click()
     page.wait_for_selector(".steer-chip")
-    assert parameters(page)["demote"] == "L0.E1" and parameters(page)["add"] == "L2.E3"
-    assert parameters(page)["strength"] == "-2"
+    found = parameters(page)
+    assert (found["demote"], found["add"], found["strength"]) == ("L0.E1", "L2.E3", "-2")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_a_lost_connection_recovers(page, site):
     page.expected.append("net::ERR_FAILED")
     page.route("**/v1/completions", drop_first)
     opened(page, site, "demote=L0.E1&tokens=8")
-    before, after = generated(page, "The cat")
+    before, _ = generated(page, "The cat")
     assert len(lost) == 2
     assert before == asked(site, "The cat", 8)
 
