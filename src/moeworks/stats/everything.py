@@ -142,9 +142,9 @@ def _tell(trace: Trace, checkpoints: Mapping[int, Trace] | None, asked: _Asked) 
     elif one.takes("label") and not asked.label and asked.what not in ("srp", "drops"):
         why = "needs texts with a label of two values or more"
     else:
-        more = {"checkpoints": checkpoints} if one.takes("checkpoints") else {}
+        given |= {"checkpoints": checkpoints} if one.takes("checkpoints") else {}
         try:
-            table = diagnose(trace, asked.what, where=asked.where, seed=asked.seed, **given, **more)
+            table = diagnose(trace, asked.what, where=asked.where, seed=asked.seed, **given)
         except (BadData, MissingExtra, Unsupported) as error:
             why = str(error).rstrip(".")
     label, base = (given.get(name, "") if table is not None else "" for name in ("label", "base"))
