@@ -88,9 +88,9 @@ def page(new_page):
 
 @pytest.fixture
 def screenshots():
-    """The folder that screenshots are kept in: that of the environment variable SCREENSHOTS, or None."""
-    folder = os.environ.get("SCREENSHOTS")
-    if folder is None:
+    """The folder that screenshots are kept in, out/screenshots or that of SCREENSHOTS; None where that is empty."""
+    folder = os.environ.get("SCREENSHOTS", Path(__file__).parents[3] / "out" / "screenshots")
+    if not str(folder):
         return None
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder)
