@@ -8,6 +8,7 @@ after a first call that compiles; once without null and interval, which the scri
 That both give the same numbers is checked.
 
     python benchmarks/inspect_statistics.py [--rows 10000000] [--documents 20000] [--only srp] [--ratios-only]
+        [--together 2]
 """
 
 from __future__ import annotations
@@ -77,6 +78,27 @@ def run(path: str, name: str) -> None:
         "seconds": round(time.perf_counter() - started, 2),
         "processor_seconds": round(time.process_time() - processor, 2),
         "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    print(json.dumps(result))
+
+
+def together(path: str, workers: int) -> None:
+    """Run all statistics in one go, as `inspect TRACE --report` does, and print times and memory of all processes."""
+    from moeworks.stats.everything import diagnose_all
+
+    trace = Trace.open(path)
+    started = time.perf_counter()
+    told = diagnose_all(trace, checkpoints={0: trace}, workers=workers)
+    seconds = time.perf_counter() - started
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    result = {
+        "workers": workers,
+        "statistics": sum(one.table is not None for one in told),
+        "without": {one.what: one.reason for one in told if one.table is None},
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(sum(one.ru_utime + one.ru_stime for one in used), 2),
+        "peak_megabytes_of_largest_process": round(max(one.ru_maxrss for one in used) / 1024),
+        "seconds_of_each": {one.what: round(one.seconds, 2) for one in told},
     }
     print(json.dumps(result))
 
@@ -238,18 +260,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of diagnostics")
     parser.add_argument("--ratios-only", action="store_true", help="leave out the timing of all statistics")
     parser.add_argument("--trace", type=Path, help="keep the synthetic trace here, and use it if it is there")
+    parser.add_argument("--together", type=int, metavar="WORKERS", help="all in one go, shared by so many processes")
+    parser.add_argument("--run-together", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--run", nargs=2, metavar=("TRACE", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
         run(*arguments.run)
         return
+    if arguments.run_together:
+        together(arguments.run_together[0], int(arguments.run_together[1]))
+        return
     results: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     if not arguments.ratios_only:
         with tempfile.TemporaryDirectory() as folder:
             path = arguments.trace or Path(folder) / "trace"
             if not path.exists():
                 write_trace(path, arguments.rows, arguments.documents)
-            for name in arguments.only or DIAGNOSTICS:
+            if arguments.together:
+                command = [sys.executable, __file__, "--run-together", str(path), str(arguments.together)]
+                whole = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                print("together", whole, file=sys.stderr, flush=True)
+            for name in () if arguments.together else arguments.only or DIAGNOSTICS:
                 command = [sys.executable, __file__, "--run", str(path), name]
                 results[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 print(name, results[name], file=sys.stderr, flush=True)
@@ -272,6 +304,7 @@ def main() -> None:
             "numpy": np.__version__,
         },
         "total": totals,
+        "together": whole,
         "statistics": results,
         "ratios": {} if arguments.only else ratios(arguments.ratio_rows, arguments.ratio_rows // 500),
     }

@@ -72,6 +72,9 @@ def main() -> None:
     served = run("serve_overhead.py")
     page_ = run("view_page.py", "--logits")
     collecting = run("edit_statistics.py")["results"]
+    inspected = run("inspect_statistics.py", "--rows", "200000", "--documents", "400", "--together", "2",
+                    "--ratio-rows", "50000")  # fmt: skip
+    all_at_once = inspected["together"]
     fixed, refined = permutations["results"]["fixed"], permutations["results"]["refine"]
     others = [
         ("risk difference, 1,000 document permutations, 1 M tokens × 6 layers × 32 experts",
@@ -86,6 +89,16 @@ def main() -> None:
             (f"simulated cache, {policy}: requests a second of one core; against plain Python",
              f"{arm['million_requests_a_second']:.0f} million; {arm['times_faster']:.0f} × faster", "")
             for policy, arm in caches.items() if "times_faster" in arm
+        ),
+        (f"all {all_at_once['statistics']} statistics of `inspect`, {inspected['conditions']['rows']:,} tokens × "
+         "16 layers × 8 of 64, two processes; of one core",
+         f"{all_at_once['seconds']:.0f} s; {all_at_once['processor_seconds']:.0f} s, "
+         f"{all_at_once['peak_megabytes_of_largest_process']} MB the larger process", "60 s, 2048 MB at 10 M tokens"),
+        *(
+            (f"{name.replace('_', ' ')}, {arm['tokens']:,} tokens: against the published way in plain Python",
+             f"{arm['ratio']:.0f} × faster; {arm['ratio_with_null_and_interval']:.0f} × with chance and interval",
+             "at least 20 ×")
+            for name, arm in inspected["ratios"].items()
         ),
         *(
             (f"collecting: the reference way (every expert on every token) against all cheap statistics, {name}",
