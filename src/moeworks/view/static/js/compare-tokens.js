@@ -16,6 +16,8 @@ export function ComparedTokens({ a, b, params, layers }) {
   const first = useLoaded((signal) => getTable(url(0), { signal }), [a.id, b.id]);
   const pages = usePages(url, [a.id, b.id]);
   const list = useRef(/** @type {any} */ (null));
+  const frame = useRef(/** @type {HTMLElement | null} */ (null));
+  const arrived = useRef(params.row === undefined); // the address names no row to arrive at
   const [searching, setSearching] = useState(false);
   const [nothing, setNothing] = useState("");
   const total = first.value ? Number(first.value.schema.metadata.get("rows") ?? first.value.numRows) : 0;
@@ -27,7 +29,10 @@ export function ComparedTokens({ a, b, params, layers }) {
   useEffect(() => {
     if (chosen === null || !total) return;
     const place = blocks.findIndex((one) => one.start <= chosen && chosen < one.stop);
-    if (place >= 0) list.current?.reveal(place);
+    if (place < 0) return;
+    list.current?.reveal(place);
+    if (!arrived.current) frame.current?.scrollIntoView({ block: "nearest" }); // a link leads to its token; keys leave the page
+    arrived.current = true;
   }, [chosen, total, blocks]);
 
   /** Go to the next (1) or the previous (-1) token that was routed differently. */
@@ -58,7 +63,7 @@ export function ComparedTokens({ a, b, params, layers }) {
   if (!first.value) return html`<section class="compare-tokens"><${Loading} what="Reading the tokens" /></section>`;
   const page = chosen === null ? null : pages.get(Math.floor(chosen / PAGE));
   return html`
-    <section class="compare-tokens" aria-label="Tokens of both">
+    <section class="compare-tokens" aria-label="Tokens of both" ref=${frame}>
       <div class="controls">
         <${Button} onClick=${() => seek(-1)} disabled=${searching} title="key p">← Previous change<//>
         <${Button} onClick=${() => seek(1)} disabled=${searching} title="key n">Next change →<//>
@@ -136,7 +141,7 @@ function Token({ page, at, which, layers, chosen, offset, pick }) {
   const row = offset + at;
   const words = visible(text);
   const kind = !same ? "other" : flips > 0 ? `flip flip-${Math.min(4, Math.ceil((4 * flips) / layers))}` : "";
-  if (!kind && chosen !== row) return html`${head}<span class=${page.comparable[at] ? "" : "beyond"}>${words}</span>`;
+  if (!kind && chosen !== row) return html`${head}<span class=${page.comparable[at] && !/^<\|.*\|>$/.test(text) ? "" : "beyond"}>${words}</span>`;
   return html`${head}<mark class=${`${kind} ${chosen === row ? "chosen" : ""}`} tabindex="0" role="button" aria-label=${`${text.trim() || "space"}: ${same ? `other experts in ${flips} of ${layers} layers` : "another token"}`}
     onClick=${() => pick(row)} onKeyDown=${(/** @type {KeyboardEvent} */ event) => event.key === "Enter" && pick(row)}>${words}</mark>`;
 }

@@ -4,7 +4,7 @@ import { Chart } from "moeworks/layers-chart";
 import { digits, seriesOf } from "moeworks/layers-series";
 import { useTheme } from "moeworks/layers-theme";
 import { ComparedTokens } from "moeworks/compare-tokens";
-import { getJson, useLoaded } from "moeworks/data";
+import { getJson, isExport, useLoaded } from "moeworks/data";
 import { Button, Command, Empty, Failure, formatShare, html, Loading, Select, Table, TraceSelect } from "moeworks/parts";
 import { change, hashOf } from "moeworks/state";
 
@@ -47,7 +47,10 @@ function likeliest(/** @type {any[]} */ traces, /** @type {any} */ a) {
 
 /** Everything about one pair. */
 function Pair({ a, b, params }) {
-  const loaded = useLoaded((signal) => getJson(`api/compare/${a.id}/${b.id}`, { signal }), [a.id, b.id]);
+  const labels = isExport() ? [] : Object.keys(a.labels).filter((name) => Object.keys(a.labels[name]).length > 1);
+  const label = labels.includes(params.label) ? params.label : "";
+  const url = `api/compare/${a.id}/${b.id}${label ? `?label=${encodeURIComponent(label)}` : ""}`;
+  const loaded = useLoaded((signal) => getJson(url, { signal }), [url]);
   const theme = useTheme();
   if (loaded.error) {
     return html`<${Failure} error=${loaded.error} again=${loaded.again} />
@@ -75,6 +78,9 @@ function Pair({ a, b, params }) {
         <details class="numbers" open>
           <summary>The numbers</summary>
           <${Table} caption="By layer" rows=${layers} columns=${columnsOf(layers)} first=${100} />
+          ${labels.length > 0 &&
+          html`<${Select} label="Told apart by" value=${label} options=${[{ value: "", label: "no label" }, ...labels]}
+            onChange=${(/** @type {string} */ name) => change({ label: name }, { replace: true })} />`}
           ${found.labels?.length > 0 && html`<${Table} caption="By label" rows=${found.labels} columns=${Object.keys(found.labels[0]).map((one) => ({ name: one, numeric: typeof found.labels[0][one] === "number", show: (/** @type {any} */ row) => digits(row[one]) }))} />`}
         </details>
         ${found.command && html`<${Command} command=${found.command} />`}

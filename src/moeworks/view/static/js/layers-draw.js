@@ -6,7 +6,7 @@ const PALETTE = [0, 5, 2, 3, 4, 1].map((kind) => KINDS[kind]); // without yellow
 const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
 const BANDS_FROM = 25; // values along the axis from which intervals are bands, since whiskers would run together
 const DODGE = 5; // pixels between the whiskers of two lines at the same place
-const MOST_DODGED = 6; // lines; of more, shifted points would seem to lie between layers
+export const FEW = 6; // lines; of more, shifted points would seem to lie between layers, and chance levels would be a thicket
 
 /**
  * Return the colour and dash of a line: six colours, then the same dashed.
@@ -43,7 +43,7 @@ export function drawMarks(u, { lines, at, xs }, colours) {
   const shown = lines.filter((line) => !line.hidden);
   const bands = xs.length >= BANDS_FROM;
   const room = xs.length > 1 ? Math.abs(u.valToPos(xs[1], "x", true) - u.valToPos(xs[0], "x", true)) : 200;
-  const step = bands || shown.length > MOST_DODGED ? 0 : Math.min(DODGE * ratio, (room * 0.3) / Math.max(shown.length, 1));
+  const step = bands || shown.length > FEW ? 0 : Math.min(DODGE * ratio, (room * 0.3) / Math.max(shown.length, 1));
   ctx.save();
   ctx.beginPath();
   const edge = 6 * ratio; // so that points on the axis stay whole
@@ -109,7 +109,10 @@ function drawLine(u, line, { shift, bands, ratio, chosen, colours }) {
   if (!bands) for (const p of places) circle(ctx, p.x, p.y, 3 * ratio, line.colour, colours.paper, 1 * ratio);
 }
 
-/** Draw the levels by chance: one grey line where all agree, else each in its line's colour. */
+/**
+ * Draw the levels by chance: one grey line where all lines agree, else each in its line's colour; of many lines a grey band
+ * from the lowest to the highest, and the level of the line that is read.
+ */
 function chanceLevels(/** @type {any} */ u, /** @type {any[]} */ lines, /** @type {any} */ colours, /** @type {number} */ ratio, /** @type {any} */ chosen) {
   const { ctx } = u;
   const levels = lines[0]?.points[0]?.chance.length ?? 0;
@@ -117,8 +120,10 @@ function chanceLevels(/** @type {any} */ u, /** @type {any[]} */ lines, /** @typ
   for (let level = 0; level < levels; level += 1) {
     const texts = lines.map((line) => JSON.stringify(line.points.map((/** @type {any} */ p) => [p.x, p.chance[level]])));
     const alike = new Set(texts).size === 1;
+    const thicket = !alike && lines.length > FEW;
+    if (thicket) chanceBand(u, lines, level, colours);
     ctx.setLineDash(level ? [1.5 * ratio, 4 * ratio] : [5 * ratio, 4 * ratio]);
-    for (const line of alike ? lines.slice(0, 1) : lines) {
+    for (const line of alike ? lines.slice(0, 1) : thicket ? lines.filter((one) => one === chosen) : lines) {
       const points = line.points.filter((/** @type {any} */ p) => Number.isFinite(p.chance[level]));
       if (!points.length) continue;
       ctx.globalAlpha = alike || line === chosen ? 0.9 : chosen ? 0.25 : 0.85;
@@ -136,6 +141,25 @@ function chanceLevels(/** @type {any} */ u, /** @type {any[]} */ lines, /** @typ
   }
   ctx.setLineDash([]);
   ctx.globalAlpha = 1;
+}
+
+/** Fill between the lowest and the highest level of all lines. */
+function chanceBand(/** @type {any} */ u, /** @type {any[]} */ lines, /** @type {number} */ level, /** @type {any} */ colours) {
+  /** @type {Map<number, [number, number]>} */
+  const range = new Map();
+  for (const point of lines.flatMap((line) => line.points)) {
+    const value = point.chance[level];
+    if (!Number.isFinite(value)) continue;
+    const [low, high] = range.get(point.x) ?? [value, value];
+    range.set(point.x, [Math.min(low, value), Math.max(high, value)]);
+  }
+  const places = [...range].sort((a, b) => a[0] - b[0]);
+  u.ctx.globalAlpha = 0.18;
+  u.ctx.fillStyle = colours.ink;
+  u.ctx.beginPath();
+  for (const [x, [, high]] of places) u.ctx.lineTo(u.valToPos(x, "x", true), u.valToPos(high, "y", true));
+  for (const [x, [low]] of places.reverse()) u.ctx.lineTo(u.valToPos(x, "x", true), u.valToPos(low, "y", true));
+  u.ctx.fill();
 }
 
 /** @param {any} ctx @param {number} x @param {number} y @param {number} radius @param {string} fill @param {string} stroke @param {number} width */

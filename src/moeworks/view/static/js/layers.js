@@ -2,6 +2,7 @@
 
 import { useState } from "preact/hooks";
 import { Chart } from "moeworks/layers-chart";
+import { FEW } from "moeworks/layers-draw";
 import { digits, facetsOf, firstMetric, metricsOf, seriesOf, shown, words } from "moeworks/layers-series";
 import { UShape } from "moeworks/layers-shape";
 import { useTheme } from "moeworks/layers-theme";
@@ -114,7 +115,7 @@ function OneDiagnostic({ what, params, trace, label, base, choose }) {
         series=${lines.slice(0, MOST_LINES)} />`}
       ${lines.length > MOST_LINES && html`<p class="quiet">The first ${MOST_LINES} of ${lines.length} lines are drawn; all are in the table.</p>`}
       ${metric?.chance.length > 0 && drawable &&
-      html`<p class="quiet">Dashed without points: ${metric.chance.map(words).join("; dotted: ")}. ${metric.low ? "Whiskers: 95 % intervals from resampled documents." : ""}</p>`}
+      html`<p class="quiet">${lines.length > FEW && !sameChance(lines) ? "Grey: the range of chance levels; a line’s own is dashed while it is read." : `Dashed without points: ${metric.chance.map(words).join("; dotted: ")}.`} ${metric.low ? "Whiskers: 95 % intervals from resampled documents." : ""}</p>`}
       ${metric && drawable && !metric.chance.length && metrics.some((one) => one.chance.length) &&
       html`<p class="quiet">No chance level is known for this number; there is one for ${metrics.filter((one) => one.chance.length).map((one) => words(one.name)).join(", ")}.</p>`}
       <${Reading} text=${found.reading ?? CACHE.reading} />
@@ -126,6 +127,11 @@ function OneDiagnostic({ what, params, trace, label, base, choose }) {
     <${Command} command=${found.command} />
     </div></div>
   `;
+}
+
+/** @param {import("moeworks/layers-series").Series[]} lines whether all have the same chance levels */
+function sameChance(lines) {
+  return new Set(lines.map((line) => JSON.stringify(line.points.map((point) => [point.x, point.chance])))).size === 1;
 }
 
 /** How to read the numbers: a list of terms, as the command prints it. */

@@ -23,7 +23,7 @@ export function Study({ study, sources }) {
       </p>
     </header>
     <${Table} caption="What was found for each probe" rows=${found.probes} rowKey=${(/** @type {any} */ row) => row.name} columns=${columns(sources)} />
-    <${Report} study=${study} />
+    ${study.report ? html`<${Report} study=${study} />` : html`<p class="quiet">The study’s own report is the file report.html beside its study.json.</p>`}
     ${found.command && html`<${Command} command=${found.command} />`}
   `;
 }
