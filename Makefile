@@ -51,7 +51,7 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 	@echo 'installing moeworks (once)'
-	@$(PIP) --editable '.[transformers]'
+	@$(PIP) --editable '.[transformers,view]'
 	@touch $@
 
 $(VENV)/.check: pyproject.toml $(VENV)/.torch

@@ -1,4 +1,4 @@
-"""Draw the first picture of the README from a real study: python docs/make_picture.py STUDY [PROBE].
+"""Draw the README's picture of a proof from a real study: python docs/make_picture.py STUDY [PROBE].
 
 STUDY is the folder that `moeworks study` wrote, or its study.json; PROBE is language/fr unless named.
 """
