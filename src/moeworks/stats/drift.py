@@ -100,8 +100,13 @@ def _runs(trace: Trace, final: Trace, layers: dict[int, int], where: Where, samp
         rows = theirs.rows()
         document = np.where(where.mask(rows, requests), documents.of_request[rows.request], -1)
         entry = np.where(document >= 0, block_of[document], -1)[other]
+        kept = np.flatnonzero(entry >= 0)
+        if not len(kept):
+            continue
+        entry, starts = entry[kept], (mine.start, other.start)
         for layer in layers:
-            for which, (part, at) in enumerate(((ours, mine), (theirs, other))):
+            for which, part in enumerate((ours, theirs)):
+                at = starts[which] + kept
                 add_runs(runs[layer][which], entry, part.ids(layer)[at], part.weights(layer)[at])
     return runs
 

@@ -54,15 +54,20 @@ def repetition(
     firsts = {layer: np.zeros((1, experts), np.int64) for layer, experts in layers.items()}
     for part in trace.parts:
         rows = part.rows()
-        kept = where.mask(rows, requests) & (documents.of_request[rows.request] >= 0)
-        follows = kept[1:] & kept[:-1] & (np.diff(rows.request) == 0) & (np.diff(rows.position) == 1)
-        entry = np.where(follows, documents.of_request[rows.request[1:]], -1)  # (n - 1,): of each second token
+        at = np.flatnonzero(where.mask(rows, requests) & (documents.of_request[rows.request] >= 0))
+        if not len(at):
+            continue
+        request, position = rows.request[at], rows.position[at]
+        follows = (np.diff(request) == 0) & (np.diff(position.astype(np.int64)) == 1)
+        entry = np.where(follows, documents.of_request[request[1:]], -1)  # (n - 1,): of each second token
         add_sums(pairs, entry, np.ones(len(entry)))
         for i, (layer, experts) in enumerate(layers.items()):
             ids, weights = part.ids(layer), part.weights(layer)
+            if len(at) < len(ids):
+                ids, weights = ids[at], weights[at]
             check_ids(ids, experts)
             first, most = _first_choice(ids, weights)
-            add_runs(firsts[layer], np.where(kept, 0, -1), first[:, None], most[:, None])
+            add_runs(firsts[layer], np.zeros(len(at), np.int64), first[:, None], most[:, None])
             add_sums(sums[i, 0], entry, first[1:] == first[:-1])
             for start in range(0, len(entry), _CHUNK):
                 here = entry[start : start + _CHUNK]

@@ -100,11 +100,16 @@ def _compare(
     for ours, theirs, mine, other in aligned(trace, final):
         rows = theirs.rows()
         entry = np.where(where.mask(rows, requests), documents.of_request[rows.request], -1)[other]
+        kept = np.flatnonzero(entry >= 0)
+        if not len(kept):
+            continue
+        entry = entry[kept]
+        places = ((ours, mine.start + kept), (theirs, other.start + kept))
         for i, (layer, experts) in enumerate(layers.items()):
-            pair = [(part.ids(layer)[at], part.weights(layer)[at]) for part, at in ((ours, mine), (theirs, other))]
+            pair = [(part.ids(layer)[at], part.weights(layer)[at]) for part, at in places]
             for which, (ids, weights) in enumerate(pair):
                 check_ids(ids, experts)
-                add_runs(loads[layer][which], np.where(entry >= 0, 0, -1), ids, weights)
+                add_runs(loads[layer][which], np.zeros(len(entry), np.int64), ids, weights)
             for start in range(0, len(entry), _CHUNK):
                 chunk = slice(start, start + _CHUNK)
                 first, second = (chosen(ids[chunk], w[chunk], empty=-1 - n) for n, (ids, w) in enumerate(pair))

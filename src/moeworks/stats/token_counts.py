@@ -61,12 +61,24 @@ def vocabulary(trace: Trace, where: Where, documents: Documents, *, seed: int) -
 
 
 class TokenRows(NamedTuple):
-    """The rows of one part as the counts need them."""
+    """The selected rows of one part, n of them, as the counts need them."""
 
     part: Part
-    word: Array  # (n,) number of each row's token id, shuffled or not; -1 where the row is not selected
-    document: Array  # (n,) or -1
+    at: Array  # (n,) where they stand in the part
+    word: Array  # (n,) number of each row's token id, shuffled or not
+    document: Array  # (n,)
     held_out: Array  # (n,) booleans
+
+    def ids(self, layer: int) -> Array:
+        """Return their experts, (n, k)."""
+        return self._of(self.part.ids(layer))
+
+    def weights(self, layer: int) -> Array:
+        """Return their weights, (n, k)."""
+        return self._of(self.part.weights(layer))
+
+    def _of(self, column: Array) -> Array:
+        return column if len(self.at) == len(column) else column[self.at]
 
 
 def token_rows(
@@ -86,19 +98,17 @@ def token_rows(
             text = np.concatenate([[0], np.cumsum(request[1:] != request[:-1])])  # rows of one text stand together
             drawn = np.random.default_rng([shuffle, 13, number]).random(len(kept))
             word = word[np.argsort(text + drawn)]
-        document = documents.of_request[request]
-        everywhere = [np.full(len(rows), -1), np.full(len(rows), -1), np.zeros(len(rows), bool)]
-        for column, values in zip(everywhere, (word, document, words.held_out[document]), strict=True):
-            column[kept] = values
-        yield TokenRows(part, *everywhere)
+        if len(kept):
+            document = documents.of_request[request]
+            yield TokenRows(part, kept, word, document, words.held_out[document])
 
 
 def count_by_token(rows: Iterator[TokenRows], layers: Mapping[int, int], words: Vocabulary) -> dict[int, Array]:
     """Return how often each expert ran, layer → (2, v, E): documents for finding, documents held out."""
     v = len(words)
     counts = {layer: np.zeros((2 * v, experts), np.int64) for layer, experts in layers.items()}
-    for part, word, _, held_out in rows:
-        entry = np.where(word >= 0, word + v * held_out, -1)
+    for some in rows:
+        entry = some.word + v * some.held_out
         for layer in layers:
-            add_runs(counts[layer], entry, part.ids(layer), part.weights(layer))
+            add_runs(counts[layer], entry, some.ids(layer), some.weights(layer))
     return {layer: both.reshape(2, v, -1) for layer, both in counts.items()}

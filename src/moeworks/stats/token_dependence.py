@@ -165,11 +165,12 @@ def _measure(
     hits, tokens = np.zeros((len(layers), len(documents))), np.zeros(len(documents))
     influence = np.zeros((2, len(layers), len(documents)))
     tried = words.tokens[0] >= fewest
-    for part, word, document, held_out in token_rows(trace, where, documents, words, shuffle=shuffle):
-        entry = np.where(held_out & tried[word], document, -1)
+    for some in token_rows(trace, where, documents, words, shuffle=shuffle):
+        word, document = some.word, some.document
+        entry = np.where(some.held_out & tried[word], document, -1)
         add_sums(tokens, entry, np.ones(len(entry)))
         for i, (layer, experts) in enumerate(layers.items()):
-            ids, weights = part.ids(layer), part.weights(layer)
+            ids, weights = some.ids(layer), some.weights(layer)
             check_ids(ids, experts)
             for start in range(0, len(word), _CHUNK):
                 rows = slice(start, start + _CHUNK)

@@ -155,12 +155,13 @@ def _influence(
         table[layer][0][kept], table[layer][1][kept] = expert, share
     weight = np.zeros(len(words) + 1)
     weight[kept] = 1 / count[kept] / len(kept)
-    for part, word, document, _ in token_rows(trace, where, documents, words, shuffle=None):
+    for some in token_rows(trace, where, documents, words, shuffle=None):
+        word, document = some.word, some.document
         for layer, (expert, share) in table.items():
             mine = expert[word]
             ran = np.zeros(len(word), bool)
-            weights = part.weights(layer)
-            for slot, ids in enumerate(part.ids(layer).T):
+            weights = some.weights(layer)
+            for slot, ids in enumerate(some.ids(layer).T):
                 ran |= (ids == mine) & (weights[:, slot] != 0)
             add_sums(sums[layer], document, (ran - share[word]) * weight[word])
     return sums
