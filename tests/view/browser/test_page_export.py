@@ -3,8 +3,13 @@
 import base64
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from looking import until
 
 from helpers.page_server import HOSTILE, make_site
 from helpers.traces import make_trace
@@ -65,7 +70,7 @@ def test_it_holds_what_the_endpoints_give(file):
 @pytest.mark.parametrize("view", ["tokens", "experts", "layers", "compare", "steer", "reports"])
 def test_every_view_opens_from_disk(opened, file, view):
     opened.goto(f"{file.as_uri()}#/{view}")
-    opened.wait_for_function("document.querySelector('main')?.innerText.length > 20")
+    until(opened, "document.querySelector('main')?.innerText.length > 20")
     opened.wait_for_timeout(500)
     text = opened.inner_text("main")
     assert "failed" not in text
