@@ -216,11 +216,14 @@ def test_a_plan_of_another_model_is_refused_in_words(page, site, lab, tmp_path):
 
 def test_a_lost_connection_recovers(page, site):
     lost = []
+    begun = 'data: {"choices": [{"index": 0, "text": "begun and never ended"}]}\n\n'
 
     def drop_first(route):
-        if len(lost) < 2:
-            lost.append(route)
+        lost.append(route)
+        if len(lost) == 1:  # no answer at all
             route.abort()
+        elif len(lost) == 2:  # an answer that breaks off
+            route.fulfill(body=begun, content_type="text/event-stream")
         else:
             route.continue_()
 
@@ -228,8 +231,20 @@ def test_a_lost_connection_recovers(page, site):
     page.route("**/v1/completions", drop_first)
     opened(page, site, "demote=L0.E1&tokens=8")
     before, _ = generated(page, "The cat")
-    assert len(lost) == 2
+    assert len(lost) == 4
     assert before == asked(site, "The cat", 8)
+    assert "begun" not in page.inner_text(".steer-texts")
+
+
+def test_a_chat_is_written_under_the_models_own_template(page, lab):
+    opened(page, lab, "demote=L0.E3,L1.E2-3&tokens=10&chat=1")
+    page.get_by_label("What a user says").fill("Where is the king?")
+    page.get_by_role("button", name=GENERATE).click()
+    page.wait_for_selector(".steer-routes", timeout=60_000)
+    body = {"messages": [{"role": "user", "content": "Where is the king?"}], "max_tokens": 10, "temperature": 0}
+    answer = posted(f"{lab.url}/v1/chat/completions", body)["choices"][0]["message"]["content"]
+    assert page.evaluate(WRITTEN, "Without the plan").removeprefix("Where is the king?") == answer
+    assert "--chat" in page.locator(".steer-main > .command code").inner_text()
 
 
 def test_stopping_says_so(page, lab):
