@@ -25,10 +25,17 @@ suppress_warnings = ["ref.python"]  # a verb is a module and a function in it: b
 
 
 def as_literals(app, what, name, obj, options, lines):  # type: ignore[no-untyped-def]
-    """Turn the `single` backticks of our docstrings into the literals that Sphinx writes with double ones."""
+    """Turn the `single` backticks of our docstrings into the literals that Sphinx writes with double ones.
+
+    A bar outside of them is a bar, as in |S|, and no substitution.
+    """
     import re
 
-    lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line) for line in lines]
+    def plain(line: str) -> str:
+        parts = re.split(r"(``[^`]+``)", re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line))
+        return "".join(part if part.startswith("``") else part.replace("|", r"\|") for part in parts)
+
+    lines[:] = map(plain, lines)
 
 
 def setup(app):  # type: ignore[no-untyped-def]

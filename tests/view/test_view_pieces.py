@@ -36,7 +36,7 @@ class Backed:
 def sentence_piece(strip: bool = True) -> Tokenizer:
     """A tokenizer as Llama's and Mixtral's: pieces with a mark for spaces, bytes for what it does not know."""
     vocabulary = {"<unk>": 0, "<s>": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}
-    for piece in "▁ H h e l o w r d ▁h ▁w he ll ▁he ▁▁ T и х а я ▁Т 静 か".split(" "):
+    for piece in (*"▁HhelowrdTихая静か", "▁h", "▁w", "he", "ll", "▁he", "▁▁", "▁Т"):
         vocabulary.setdefault(piece, len(vocabulary))
     tokenizer = Tokenizer(models.BPE(vocabulary, [("h", "e"), ("▁", "he")], byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, on standard error, only where somebody watches; or a function that is told."""
+"""A progress bar with rate and time left on standard error, where somebody watches; or a function that is told."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Show = bool | Callable[[int, int | None], None]
 class Progress:
     """Counts up; without a total it shows rate and elapsed time, with one the time left too.
 
-    The rate is of what is counted, or of `rated` where `advance` says how much of that was done. `show` may be a function:
-    it is called with how much is done and of how much (None where that is not known), and no bar is shown.
+    The rate is of what is counted, or of `rated` where `advance` says how much of that was done. `show` may be a
+    function: it is called with how much is done and of how much (None where that is not known), and no bar is shown.
     """
 
     def __init__(self, what: str, unit: str, *, total: int | None = None, rated: str = "", show: Show = True) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,7 +38,15 @@ READING_ORDER: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 PREFERRED = ("lang", "domain", "side")
 MOST_VALUES = 40
-_LONG = ("sch_rolling", "token_dependence", "confidence", "vocabulary_specialisation", "drops", "transitions", "srp")
+_LONG = (
+    "token_dependence",
+    "sch_rolling",
+    "drift",
+    "srp",
+    "transitions",
+    "vocabulary_specialisation",
+    "reuse_distance",
+)
 
 
 class Told(NamedTuple):
@@ -86,27 +95,30 @@ def diagnose_all(
             raise BadData(f"no diagnostic is called '{name}'; {did_you_mean(name, DIAGNOSTICS)}")
     chosen = choose_label(trace, label)
     start = base if base is not None or not chosen else _base(trace, chosen)
-    checks = diagnose(trace, "sanity", where=where, seed=seed)
-    if reason := refusal(checks):
-        raise RunFailed(reason)
     asked = [
         _Asked(what, where, chosen, start or "", dict(options or {}), seed)
         for group in READING_ORDER.values()
         for what in group
         if what != "sanity" and (names is None or what in names)
     ]
-    told = [Told("sanity", checks, "", "", "", 0.0)] if names is None or "sanity" in names else []
-    if workers == 1:
+    with ExitStack() as stack:
+        running: dict[str, Future[Told]] = {}
+        if workers > 1:  # begun before the checks are done, and thrown away if one fails
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            paths = {step: str(other.path) for step, other in (checkpoints or {}).items()}
+            for one in _longest_first(asked):
+                running[one.what] = pool.submit(_tell_elsewhere, str(trace.path), paths, one)
+        begin = time.monotonic()
+        say("sanity")
+        checks = diagnose(trace, "sanity", where=where, seed=seed)
+        if reason := refusal(checks):
+            raise RunFailed(reason)
+        took = time.monotonic() - begin
+        told = [Told("sanity", checks, "", "", "", took)] if names is None or "sanity" in names else []
         for one in asked:
             say(one.what)
-            told.append(_tell(trace, checkpoints, one))
-        return told
-    paths = {step: str(other.path) for step, other in (checkpoints or {}).items()}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {one.what: pool.submit(_tell_elsewhere, str(trace.path), paths, one) for one in _longest_first(asked)}
-        for one in asked:
-            say(one.what)
-            told.append(running[one.what].result())
+            told.append(running[one.what].result() if running else _tell(trace, checkpoints, one))
     return told
 
 
