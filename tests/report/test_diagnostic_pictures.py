@@ -11,6 +11,7 @@ from moeworks.cli import main
 from moeworks.errors import BadData
 from moeworks.report.diagnostic_panels import PANELS, panels_of
 from moeworks.report.diagnostic_pictures import draw_diagnostic, save_diagnostic
+from moeworks.report.diagnostic_words import words_of
 from moeworks.report.figure import style
 from moeworks.stats import DIAGNOSTICS, diagnose
 
@@ -84,6 +85,11 @@ def test_few_values_have_intervals_and_many_a_map():
     assert [panel.kind for panel in panels_of("divergence", rows[:5])] == ["curves"] * 3
     assert [panel.kind for panel in panels_of("divergence", rows)] == ["cells"] * 3
     assert panels_of("balance", [{}]) == PANELS["balance"]
+    for what in PANELS:  # a caption speaks of as many panels as there are
+        for few in (True, False):
+            how, panels = words_of(what, few=few).how, panels_of(what, rows[:2] if few else rows)
+            assert ("Middle:" in how) <= (len(panels) == 3), what
+            assert ("darker" in how) <= any(panel.kind == "cells" for panel in panels), what
 
 
 def test_no_legend_covers_a_curve(trace):

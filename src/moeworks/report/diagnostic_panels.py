@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["PANELS", "Curve", "Panel", "panels_of"]
+__all__ = ["PANELS", "Curve", "Panel", "has_few_values", "panels_of"]
 
 FEW_VALUES = 5  # of a label: so many have curves with intervals, more become a map
 
@@ -235,5 +235,9 @@ _FEW: Mapping[str, tuple[Panel, ...]] = {
 
 def panels_of(what: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
     """Return the panels of a diagnostic: of few values of a label curves with intervals, of many a map."""
-    few = len({row["value"] for row in rows if "value" in row}) <= FEW_VALUES
-    return _FEW[what] if few and what in _FEW else PANELS[what]
+    return _FEW[what] if what in _FEW and has_few_values(rows) else PANELS[what]
+
+
+def has_few_values(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a table tells apart so few values of a label that each has a curve."""
+    return len({row["value"] for row in rows if "value" in row}) <= FEW_VALUES

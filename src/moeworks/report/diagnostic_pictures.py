@@ -234,9 +234,8 @@ def _legend(axes: Axes) -> None:
 
     lines = 1 + max((axes.get_xlabel() != "") + _tick_lines(axes), 0)
     below = axes.transAxes + ScaledTranslation(0, -(6 + 12 * lines) / 72, axes.figure.dpi_scale_trans)
-    entries = len(axes.get_legend_handles_labels()[1])
     axes.legend(
-        loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=below, ncols=min(entries, 3 if entries > 2 else 2),
+        loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=below, ncols=2,
         fontsize=7.5, frameon=False, borderaxespad=0.0, columnspacing=1.2, handlelength=1.8,
     )  # fmt: skip
 
@@ -253,7 +252,7 @@ def _label(panel: Panel, curve: Curve, name: tuple[Any, ...], names: Sequence[tu
     if len(names) > 1:
         titles = {"segment": "m = {}", "step": "step {}", "factor": "factor {}"}
         parts += [
-            titles.get(column, "{}").format(value)
+            titles.get(column, "{}").format("all" if value is None else value)
             for column, value in zip(panel.series, name, strict=True)
             if value != "" and len({one[panel.series.index(column)] for one in names}) > 1
         ]

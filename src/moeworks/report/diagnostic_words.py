@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["HOW_TO_READ", "WORDS", "Words"]
+__all__ = ["HOW_TO_READ", "WORDS", "Words", "words_of"]
 
 HOW_TO_READ = (
     "Across goes the layer of the model, first to last, unless an axis says otherwise. A line is the number, the band "
@@ -157,3 +157,22 @@ WORDS: Mapping[str, Words] = {
         "the other.",
     ),
 }
+
+# Where few values of a label are drawn as curves in place of maps.
+_FEW: Mapping[str, str] = {
+    "anomalies": "Left: share of a value's weight on experts that it uses at least half as much again as an even split "
+    "over values; low where a value lives on what serves all. Right: common experts of which one value has over 80 %. "
+    "Dotted: the documents' values exchanged.",
+    "divergence": "Left: how differently a layer routes a group and the base (0 alike, 1 as different as can be). "
+    "Middle: divided by what the entropies allow, as it is usually published. Right: all documents of a group pooled, "
+    "above the level that exchanged documents give.",
+    "specialisation": "Left: share of a value's work that goes to other experts than in general; dotted, the same when "
+    "documents change their values at random. Middle: how much more the most specialised expert runs there than "
+    "elsewhere (natural logarithm; 0.7 is twice); the largest of many is above 0 by luck, which the dotted line knows. "
+    "Right: which expert that is.",
+}
+
+
+def words_of(what: str, *, few: bool) -> Words:
+    """Return the words of a diagnostic; `few` where it is drawn as curves because its label has few values."""
+    return WORDS[what]._replace(how=_FEW[what]) if few and what in _FEW else WORDS[what]

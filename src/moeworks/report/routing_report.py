@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from moeworks import __version__
 from moeworks.artefact import replace_file
-from moeworks.report.diagnostic_panels import PANELS
+from moeworks.report.diagnostic_panels import PANELS, has_few_values
 from moeworks.report.diagnostic_pictures import draw_diagnostic
-from moeworks.report.diagnostic_words import HOW_TO_READ, WORDS
+from moeworks.report.diagnostic_words import HOW_TO_READ, words_of
 from moeworks.report.figure import style, to_svg
 from moeworks.report.page import environment, style_sheet
 from moeworks.report.words import number, plain, routers
@@ -116,7 +116,7 @@ def routing_sections(told: Iterable[Told], *, prefix: str = "routing") -> list[d
 def _picture(one: Told, name: str) -> dict[str, Any]:
     table = one.table
     assert table is not None
-    words = WORDS[one.what]
+    words = words_of(one.what, few=has_few_values(table.to_pylist()))
     found = _found(one.what, table)
     with style():
         drawn = draw_diagnostic(one.what, table, bare=True)
