@@ -154,7 +154,7 @@ export function firstOf(table, count, { spared }) {
   const order = Array.from({ length: table.numRows }, (_, row) => row).filter(
     (row) => value[row] > 0 && (passes ? passes.get(row) : true) && !(spared && guarded?.get(row)),
   );
-  order.sort((a, b) => value[a] - value[b] || layer[a] - layer[b] || expert[a] - expert[b]);
+  order.sort((a, b) => value[b] - value[a] || layer[a] - layer[b] || expert[a] - expert[b]);
   return order.slice(0, count).map((row) => `L${layer[row]}.E${expert[row]}`);
 }
 
