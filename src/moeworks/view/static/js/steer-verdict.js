@@ -2,9 +2,9 @@
 
 import { formatNumber, html } from "moeworks/parts";
 
-const WIDTH = 560;
 const EDGE = 12;
 const GUTTER = 112; // for the names of the rows
+const [WIDE, NARROW] = [560, 300]; // the picture's width; narrow windows get one of their own, so that its words stay legible
 const KINDS = { works: "good", "breaks the model": "bad" };
 
 /** @param {{result: any}} props the last event of `api/evidence` */
@@ -23,12 +23,13 @@ export function EvidenceResult({ result }) {
 
 /** Two rows on one scale: the plan with its interval, the random plans as circles; no effect is a line through both. */
 function IntervalPicture({ effect, random }) {
+  const width = matchMedia("(min-width: 620px)").matches ? WIDE : NARROW;
   const values = [0, effect.value, effect.low, effect.high, ...random].filter(Number.isFinite);
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const x = (/** @type {number} */ value) => GUTTER + ((value - low) / (high - low || 1)) * (WIDTH - GUTTER - EDGE);
+  const x = (/** @type {number} */ value) => GUTTER + ((value - low) / (high - low || 1)) * (width - GUTTER - EDGE);
   const words = `Effect ${formatNumber(effect.value)}, 95 % interval ${formatNumber(effect.low)} to ${formatNumber(effect.high)}; random experts: ${random.map((/** @type {number} */ one) => formatNumber(one)).join(", ") || "none"}.`;
   return html`
-    <svg class="interval-picture" viewBox=${`0 0 ${WIDTH} 76`} role="img" aria-label=${words}>
+    <svg class="interval-picture" viewBox=${`0 0 ${width} 76`} role="img" aria-label=${words}>
       <line class="zero" x1=${x(0)} x2=${x(0)} y1="4" y2="56" />
       <text x=${x(0)} y="71" text-anchor="middle">0</text>
       <text x="0" y="20">the plan</text>
