@@ -50,8 +50,8 @@ export function keyName(event) {
  */
 export function hearKeys(where = document) {
   where.addEventListener("keydown", (event) => {
-    // In a dialog the browser's own keys hold, Escape above all.
-    if (event.defaultPrevented || isTyping(event.target) || event.target.closest?.("dialog")) return;
+    // In an open dialog the browser's own keys hold, Escape above all; a closed one may keep the focus for a frame.
+    if (event.defaultPrevented || isTyping(event.target) || event.target.closest?.("dialog[open]")) return;
     const name = keyName(event);
     for (const entry of [...heard].reverse()) {
       for (const key of entry.current) {
