@@ -1,24 +1,22 @@
-"""The page's endpoints against a real server: data, tags, plans from picks, recording, evidence, studies, leagues."""
+"""The page's endpoints against a real server: data, tags, plans from picks, recording, evidence, studies, leagues.
+
+Above 400 lines: all of them ask one running page, which takes long to start.
+"""
 
 import importlib
-import io
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from httpx2 import Client, ReadTimeout
 
-from helpers.page_server import make_site, page_texts, serve_page
-from helpers.servers import in_thread
+from helpers.page_answers import PICKS, PROBE, arrow, events, refused
+from helpers.page_server import page_texts, serve_page
 from helpers.studies import build_study
-from helpers.traces import make_trace
 from moeworks.address import Address
 from moeworks.bench.schema import DetectCell, League, Settings, save_league
 from moeworks.engines.progress import Progress
@@ -28,21 +26,15 @@ from moeworks.plan import Demote, Mask, dry_run, empty_plan, explain, load_plan,
 from moeworks.plan.files import parse_plan
 from moeworks.probes import load_probe
 from moeworks.prove import evaluate
-from moeworks.serve import Limits
 from moeworks.study import save_study
 from moeworks.study.budget import some_of_each
 from moeworks.trace import Trace
-from moeworks.view.app import build_page
-from moeworks.view.cards import expert_card
 from moeworks.view.expert_map import expert_map
 from moeworks.view.recording import LiveTraces
-from moeworks.view.sources import Sources
 from moeworks.view.tokens import request_table, token_table
 from moeworks.where import Where
 
 torch.set_num_threads(1)
-PROBE = "language/fr"
-PICKS = [{"op": "demote", "experts": ["L0.E1", "L1.E2"]}, {"op": "mask", "experts": ["L2.E3"], "refill": False}]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,24 +82,6 @@ def web(site):
 @pytest.fixture
 def engine(site):
     return site.sources.engine
-
-
-def arrow(answer):
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "application/vnd.apache.arrow.stream"
-    return pa.ipc.open_stream(io.BytesIO(answer.content)).read_all()
-
-
-def refused(answer, status):
-    assert answer.status_code == status, answer.text
-    return answer.json()["error"]["message"]
-
-
-def events(answer):
-    """Return the events of a stream, which was read whole."""
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    return [json.loads(event.removeprefix("data: ")) for event in answer.text.split("\n\n") if event]
 
 
 # ---------------------------------------------------------------- what is there
@@ -460,29 +434,6 @@ def test_a_league_comes_in_blocks(web, site):
     assert not any("![" in json.dumps(block) for block in found["blocks"])
 
 
-def test_traces_alone_need_no_torch_and_refuse_work(tmp_path):
-    with serve_page(tmp_path, model=False) as site, Client(base_url=f"{site.url}/view/") as web:
-        assert web.get("api/sources").json()["can"] == {"generate": False, "record": False, "evaluate": False}
-        for path in ("api/record", "api/evidence"):
-            assert "moeworks view" in refused(web.post(path, json={"text": "a"}), 400)
-        assert "for a model" in refused(web.post("api/plan", json={"operations": PICKS}), 400)
-        assert web.post("api/plan", json={"operations": PICKS, "trace": "plain"}).json()["touched"] == 3
-    code = f"""
-import asyncio, sys
-from moeworks.view import Sources
-from moeworks.view.asking import asking
-from moeworks.view.app import build_page
-from moeworks.view.cards import expert_card
-sources = Sources([{str(tmp_path / "plain")!r}])
-build_page(sources)
-with asking(sources) as get:
-    assert get("api/traces/plain/tokens") and get("api/traces/plain/map") and get("api/traces/plain/experts/L0.E1")
-print([name for name in ("torch", "transformers", "openai") if name in sys.modules])
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
-
-
 def test_a_client_that_loses_patience_leaves_the_model_free(web):
     with pytest.raises(ReadTimeout):  # the client's own patience; the server goes on with what is next
         Client(base_url=str(web.base_url), timeout=0.05).post(
@@ -490,59 +441,3 @@ def test_a_client_that_loses_patience_leaves_the_model_free(web):
             json={"plan": web.post("api/plan", json={"operations": PICKS}).json()["plan"], "probe": PROBE},
         )
     assert web.post("api/record", json={"text": "a"}).status_code == 200
-
-
-def test_a_server_that_stops_ends_the_work_with_a_word(tmp_path):
-    found = []
-    with (
-        serve_page(tmp_path, limits=Limits(grace_seconds=0.5)) as site,
-        Client(base_url=f"{site.url}/view/", timeout=60) as web,
-    ):
-        plan = web.post("api/plan", json={"operations": PICKS}).json()["plan"]
-        body = {"plan": plan, "probe": PROBE, "controls": 100}
-        with web.stream("POST", "api/evidence", json=body) as answer:
-            for line in filter(None, answer.iter_lines()):
-                found.append(json.loads(line.removeprefix("data: ")))
-                if found[-1].get("done") == 2:
-                    site.app.state.server.should_exit = True
-    assert "the server is stopping" in found[-1]["error"]["message"]
-
-
-def test_a_long_trace_opens_fast(tmp_path):
-    rows = 200_000
-    trace = make_trace(tmp_path / "long", rows_per_request=1000, requests=200, layers=range(4), experts=64, top_k=4)
-    assert len(trace) == rows
-    with in_thread(build_page(Sources([tmp_path / "long"]))) as url, Client(base_url=f"{url}/view/") as web:
-        began = time.monotonic()
-        assert web.get("api/sources").json()["traces"][0]["rows"] == rows
-        assert arrow(web.get("api/traces/long/requests")).num_rows == 200
-        assert arrow(web.get("api/traces/long/tokens?start=199000&stop=200000")).num_rows == 1000
-        took = time.monotonic() - began
-        assert refused(web.get("api/traces/long/tokens?start=0&stop=200000"), 413)
-        assert web.get("api/traces/long/tokens?stop=2000").num_bytes_downloaded < 1_000_000
-    assert took < 10, "under 2 s on a machine that does nothing else"
-    print(f"opened in {took:.2f} s")
-
-
-def test_cards_made_at_the_same_time_do_not_touch_the_model(tmp_path):
-    """The decoded tokens need weights alone, so that cards collide neither with each other nor with a generation."""
-    engine, traces = make_site(tmp_path)
-    sources = Sources(traces, engine=engine)
-    passes, cards = [], {}
-    engine.model.register_forward_pre_hook(lambda *_: passes.append(1))
-
-    def make(address):
-        trace, decoder = sources.trace("plain"), sources.decoder("plain")
-        cards[address] = expert_card(trace, address, decoder=decoder, engine=engine, unembedding=sources.unembedding)
-
-    threads = [threading.Thread(target=make, args=(f"L{layer}.E{expert}",)) for layer in (1, 2) for expert in (1, 4, 6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(cards) == len(threads)
-    assert all(card["decoded"] for card in cards.values())
-    assert not passes
-    alone = expert_card(sources.trace("plain"), "L1.E4", decoder=sources.decoder("plain"), engine=engine)
-    assert passes  # without the reading it is made by running the model
-    assert cards["L1.E4"]["decoded"] == alone["decoded"]

@@ -144,8 +144,9 @@ def _found(what: str, table: pa.Table) -> str:
         return ""
     rows = [row for row in table.to_pylist() if row.get("layer", 0) is not None]
     if panel.keep and rows:
-        nearest = min({row[panel.keep[0]] for row in rows}, key=lambda value: abs(value - panel.keep[1]))  # type: ignore[index]
-        rows = [row for row in rows if row[panel.keep[0]] == nearest]
+        column, wanted = panel.keep
+        nearest = min({row[column] for row in rows}, key=lambda value: abs(value - wanted))
+        rows = [row for row in rows if row[column] == nearest]
 
     def mean(column: str) -> float | None:
         values = [row[column] for row in rows if row[column] is not None and not math.isnan(row[column])]

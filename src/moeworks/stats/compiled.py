@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from moeworks.errors import need
@@ -31,8 +32,4 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def compiled_if_there(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return a function as machine code, or None without numba: for loops that numpy does too, only slower."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return None
-    return compiled(function)
+    return compiled(function) if find_spec("numba") else None

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -289,19 +286,12 @@ def test_axe_and_pictures(new_page, site, screenshots):
 # 150 frames, 40 px each: 2,400 px a second at 60 frames a second, faster than anybody reads.
 SCROLL = """async () => {
   const frame = document.querySelector(".tokens-frame");
-  const begin = performance.now();
   for (let i = 0; i < 150; i += 1) {
     await new Promise((resolve) => requestAnimationFrame(resolve));
     frame.scrollTop += 40;
   }
-  const seconds = (performance.now() - begin) / 1000;
-  return { frames: 150 / seconds, tokens: document.querySelectorAll(".t").length, top: frame.scrollTop };
+  return { tokens: document.querySelectorAll(".t").length, top: frame.scrollTop };
 }"""
-
-
-def task_seconds(session) -> float:
-    found = session.send("Performance.getMetrics")["metrics"]
-    return next(one["value"] for one in found if one["name"] == "TaskDuration")
 
 
 def test_two_hundred_thousand_tokens_open_and_scroll(page, site, tmp_path):
@@ -313,30 +303,15 @@ def test_two_hundred_thousand_tokens_open_and_scroll(page, site, tmp_path):
         assert len(site.sources.trace("long")) > 200_000
         page.goto(f"{site.page}#/experts")
         page.wait_for_selector("canvas")
-        begin = time.perf_counter()
         page.evaluate("location.hash = '#/tokens?trace=long'")
         page.reload()
         page.wait_for_selector(".t")
-        opened_in = time.perf_counter() - begin
-        page.wait_for_timeout(500)
-        session = page.context.new_cdp_session(page)
-        session.send("Performance.enable", {"timeDomain": "threadTicks"})  # processor time, whatever else runs here
-        runs = []
-        for _ in range(3):
-            before, load = task_seconds(session), os.getloadavg()[0]
-            run = page.evaluate(SCROLL)
-            runs.append(run | {"ms a frame": (task_seconds(session) - before) / 150 * 1000, "load": load})
-        print(json.dumps({"opened in s": round(opened_in, 2), "runs": runs}))
-        assert runs[-1]["top"] > 15_000
-        assert max(run["tokens"] for run in runs) < 10_000  # what is out of sight is not in the page
-        best = min(runs, key=lambda run: run["ms a frame"])
-        assert best["ms a frame"] < 1000 / 30 / 2  # the page's own thread, which leaves half of a frame to painting
-        if best["load"] < (os.cpu_count() or 1):  # frames by the clock say something where a processor is free
-            assert max(run["frames"] for run in runs) >= 30
+        run = page.evaluate(SCROLL)  # how fast it is, benchmarks/view_page.py measures
+        assert run["top"] > 5_000
+        assert run["tokens"] < 10_000  # what is out of sight is not in the page
         page.evaluate("location.hash = '#/tokens?trace=long&row=199000'")
         page.wait_for_selector(".t.pinned")
         box = page.locator(".t.pinned").bounding_box()
         assert 100 < box["y"] < 800
-        assert opened_in < 2
     finally:
         site.sources.remove("long")
