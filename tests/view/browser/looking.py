@@ -1,4 +1,4 @@
-"""What the tests of several views share: axe, screenshots in both themes and three widths, the present address."""
+"""What the tests of several views share: axe, waiting, the present address."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-__all__ = ["axe_violations", "parameters", "shoot", "until"]
+__all__ = ["axe_violations", "parameters", "until"]
 
 VENDOR = Path(__file__).parent / "vendor"
-WIDTHS = (360, 1280, 2560)
 
 
 @cache
@@ -37,18 +36,3 @@ def until(page, expression: str, *, seconds: float = 15) -> None:
 def parameters(page) -> dict[str, str]:
     """Return the parameters of the page's present address."""
     return dict(parse_qsl(page.evaluate("location.hash").partition("?")[2], keep_blank_values=True))
-
-
-def shoot(new_page, url: str, ready: str, folder: Path | None, name: str) -> None:
-    """Open an address in both themes and three widths; nothing may stand wider than the window, and keep pictures."""
-    for dark in (False, True):
-        for width in WIDTHS:
-            page = new_page(width=width, dark=dark)
-            page.goto(url)
-            page.wait_for_selector(ready)
-            page.wait_for_timeout(300)
-            wide = page.evaluate("document.documentElement.scrollWidth")
-            assert wide <= width, f"{name} is {wide} px wide in a window of {width} px"
-            if folder is not None:
-                page.screenshot(path=folder / f"{name}-{width}-{'dark' if dark else 'light'}.png")
-            page.context.close()

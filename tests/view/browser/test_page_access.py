@@ -66,6 +66,7 @@ BEYOND = """() => [...document.querySelectorAll('main *')].filter((node) => {
   }
   return true;
 }).map((node) => node.outerHTML.slice(0, 120))"""
+WIDTHS = (360, 1280, 2560)
 MOVING = """() => [...document.querySelectorAll('*')].filter((node) => {
   const style = getComputedStyle(node);
   const moves = style.transitionDuration.split(', ').some((one) => parseFloat(one) > 0);
@@ -97,9 +98,17 @@ def opened(page, site, view):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing(new_page, full, view, dark):
+def test_axe_finds_nothing_and_every_width_is_enough(new_page, full, view, dark, screenshots):
     page = opened(new_page(dark=dark), full, view)
     assert axe_violations(page) == []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(200)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{view} is {wide} px wide in a window of {width} px"
+        if screenshots is not None:
+            name = f"{view.replace(' ', '-')}-{width}-{'dark' if dark else 'light'}.png"
+            page.screenshot(path=screenshots / name)
 
 
 def test_axe_finds_what_is_wrong(new_page, full):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import axe_violations, parameters, shoot, until
+from looking import parameters, until
 
 from moeworks.compare import compare
 from moeworks.view.comparing import compared_tokens
@@ -180,9 +180,3 @@ def test_long_lists_draw_what_is_seen(page, site):
       return last.bottom <= box.bottom + 2 && last.top >= box.top - 2;
     }""")
     assert seen
-
-
-def test_accessible_and_fits_all_widths(page, new_page, site, screenshots):
-    opened(page, site, f"{QUERY}&row=3")
-    assert axe_violations(page) == []
-    shoot(new_page, f"{site.page}#/compare?{QUERY}&row=3", ".compare-block", screenshots, "compare")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import axe_violations, parameters, shoot, until
+from looking import parameters, until
 
 from helpers.page_server import HOSTILE
 from moeworks.view.cards import expert_card
@@ -213,14 +213,3 @@ def test_what_is_wrong_is_said_in_words(page, site, query, words, noise):
     page.goto(f"{site.page}#/experts?{query}")
     page.wait_for_selector(".failure, .empty")
     assert words in page.locator(".failure, .empty").first.inner_text()
-
-
-def test_axe_and_pictures(new_page, site, screenshots):
-    queries = ("trace=plain&by=specialisation&label=lang&value=ru&expert=L2.E3&picked=L1.E3", "trace=plain&as=table")
-    for query in queries:
-        for dark in (False, True):
-            page = opened(new_page(dark=dark), site, query)
-            if "expert" in query:
-                page.wait_for_selector(".contexts li")
-            assert axe_violations(page) == []
-    shoot(new_page, f"{site.page}#/experts?{queries[0]}", ".contexts li", screenshots, "experts")

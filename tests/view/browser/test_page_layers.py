@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import axe_violations, parameters, shoot, until
+from looking import axe_violations, parameters, until
 
 from helpers.page_server import HOSTILE
 from moeworks.view.layers import cache_rows, layer_rows
@@ -169,7 +169,3 @@ def test_an_empty_page_says_what_to_do(page, site):
 def test_accessible(page, site, what):
     opened(page, site, f"what={what}")
     assert axe_violations(page) == []
-
-
-def test_fits_all_widths(new_page, site, screenshots):
-    shoot(new_page, f"{site.page}#/layers?trace=plain&what=divergence", ".chart-box canvas", screenshots, "layers")

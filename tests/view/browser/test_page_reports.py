@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import axe_violations, parameters, shoot, until
+from looking import parameters, until
 
 from helpers.page_server import HOSTILE, serve_page
 from moeworks.bench.schema import DetectCell, League, Settings, save_league
@@ -123,9 +123,3 @@ def test_the_list_leads_from_one_to_the_other(page, reported):
 def test_without_reports_the_view_says_what_to_do(page, site):
     page.goto(f"{site.page}#/reports")
     assert "moeworks study lab -o study" in page.inner_text(".empty")
-
-
-def test_accessible_and_fits_all_widths(page, new_page, reported, screenshots):
-    opened(page, reported, "league=league")
-    assert axe_violations(page) == []
-    shoot(new_page, f"{reported.page}#/reports?league=league", ".reports table", screenshots, "reports-league")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from looking import axe_violations, parameters, shoot, until
+from looking import parameters, until
 
 from helpers.page_server import HOSTILE, page_texts
 from moeworks.engines.fake import FakeEngine
@@ -272,15 +272,6 @@ def test_signs_that_would_turn_a_line_are_named(page, site):
         '<i class="code">ZWJ</i>',
         '<i class="sp"> </i><i class="tab">\t</i>',
     ]
-
-
-def test_axe_and_pictures(new_page, site, screenshots):
-    for query in ("trace=plain&row=9&colour=expert", "trace=plain&row=30&colour=entropy&find=king"):
-        for dark in (False, True):
-            page = opened(new_page(dark=dark), site, query)
-            page.wait_for_selector(".route-row")
-            assert axe_violations(page) == []
-    shoot(new_page, f"{site.page}#/tokens?trace=plain&row=9", ".route-row", screenshots, "tokens")
 
 
 # 150 frames, 40 px each: 2,400 px a second at 60 frames a second, faster than anybody reads.
