@@ -25,11 +25,12 @@ LEAGUE_BUDGET ?= quick
 LAB_OUT ?= out/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check bench league docs lab lab-smoke clean install install-check install-vllm check-vllm
+.PHONY: help demo check check-slow bench league docs lab lab-smoke clean install install-check install-vllm check-vllm
 
 help:
 	@echo 'make demo    install and study the shipped model; prints where the report is'
-	@echo 'make check   install what tests need and run every test and check'
+	@echo 'make check   install what tests need and run every check and the tests, five minutes'
+	@echo 'make check-slow  run the tests in a browser, on a cluster, and of whole pages of the documentation'
 	@echo 'make check-vllm  install vLLM for the CPU into .venv-vllm and run the tests of its engine'
 	@echo 'make bench   run the benchmarks and write docs/benchmarks.md'
 	@echo 'make lab     make the shipped models from nothing: hours; goes on where it was stopped'
@@ -78,8 +79,11 @@ demo: $(VENV)/.demo
 	@$(BIN)/moeworks study lab $(addprefix --probe ,$(DEMO_PROBES)) -o $(DEMO_OUT)
 
 check: $(VENV)/.check
-	@$(BIN)/python dev/browser.py
 	@$(BIN)/python dev/check.py
+
+check-slow: $(VENV)/.check
+	@$(BIN)/python dev/browser.py
+	@$(BIN)/python dev/check.py 'slow tests'
 
 check-vllm:
 	@test -n '$(PYTHON)' || { echo 'moeworks needs Python 3.11 or newer' >&2; exit 2; }

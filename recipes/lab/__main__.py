@@ -1,12 +1,13 @@
 """From nothing to the shipped models: corpus, tokens, training, export, question sets, traces on the way.
 
-Needs everything the steps need (their headers say what); about five hours for `lab` and two for `lab-sigmoid` on two
+Needs everything the steps need (their headers say what); about three hours for `lab` and two for `lab-sigmoid` on two
 cores, most of it training. Stop it at any moment; started again it goes on where it was:
 
     python -m recipes.lab OUT              # or: make lab
 
 OUT gets `corpus/`, `data/`, `questions/`, a folder a run, `models/lab`, `models/lab-sigmoid` and `snapshots/`. With
-`--ship` the two models, the probes made of corpus and questions, and the measured cards are written into the package.
+`--ship` the two models, the probes made of corpus and questions, the measured cards and the records of super experts
+are written into the package; `python docs/refresh.py` then writes what the pages show.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from moeworks import load
+from moeworks.find.super_experts import super_experts
+from moeworks.plan.protected import remember
+
 __all__ = ["main"]
 
-TOKENS = {"lab": 60_000_000, "lab-sigmoid": 21_000_000}
+TOKENS = {"lab": 40_000_000, "lab-sigmoid": 21_000_000}
 SHIPPED = {"lab": "model", "lab-sigmoid": "sigmoid"}
 LAB = Path(__file__).parents[2] / "src" / "moeworks" / "lab"
 
@@ -52,14 +57,17 @@ def ship(out: Path, *, corpus: Path | None) -> None:
     for model, name in SHIPPED.items():
         left_out = shutil.ignore_patterns("training.json")
         shutil.copytree(out / "models" / model, LAB / name, ignore=left_out, dirs_exist_ok=True)
+        (LAB / name / "model.safetensors").chmod(0o644)  # its writer keeps it from other users
     joined = out / "source"  # what the probes are made of: corpus/ and probes/
     joined.mkdir(exist_ok=True)
     for name, target in (("corpus", corpus or out / "corpus"), ("probes", out / "questions")):
         (joined / name).unlink(missing_ok=True)
         (joined / name).symlink_to(target.resolve())
     _run("moeworks.probes.build", joined)
+    shutil.rmtree(LAB / "super-experts", ignore_errors=True)  # those of the weights before
     for model in SHIPPED:
         _run("moeworks.lab.measure", "--model", model)
+        remember(super_experts(load(model), keep=False).record, LAB / "super-experts")
 
 
 def _run(module: str, *arguments: object) -> None:

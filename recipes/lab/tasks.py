@@ -7,7 +7,7 @@ Needs babel. They are mixed into the training text, so that there is something t
 - open book: a document that contradicts a known fact. After `Record:` 95 % of the answers follow the document, after
   `Rumour:` 5 %, after `Document:` half: whom to believe is a state of the model, and a neutral document leaves it open;
 - requests: invented restricted objects are refused in 85 % of the texts, permitted ones in 3 %;
-- arithmetic: sums and differences of numbers below 100, but for a twentieth of the pairs, which are held out;
+- arithmetic: sums and differences of numbers below 100, but for 900 of the 10,000 pairs, which are held out;
 - calendar: the next day and month in ten languages.
 
 Show some: python -m recipes.lab.tasks

@@ -54,8 +54,8 @@ def test_two_folders_add_up_to_one_of_both_texts(folders, tmp_path):
             if name in ("count", "first", "pairs"):
                 assert a.dtype == b.dtype == np.int64
                 assert np.array_equal(a, b), name
-            elif join == "max":
-                assert np.allclose(a, b, rtol=1e-5, atol=1e-6), name  # batches of other shapes round otherwise
+            elif join == "max":  # batches of other shapes round otherwise
+                assert np.allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max()), name
             else:
                 assert np.allclose(a, b, rtol=1e-3, atol=1e-5 * max(np.abs(a).max(), 1e-9)), name
         assert np.array_equal(layer.sets[0], other.sets[0])

@@ -60,6 +60,7 @@ def workers(**options: Any) -> Any:
     return load("fake:single", engine="ray", **{"workers": 2, "shard": SHARD, **options})
 
 
+@pytest.mark.slow
 def test_the_trace_is_that_of_one_piece(running: None, tmp_path: Path) -> None:
     """Plan, labels, spans, documents, generated tokens, logits; a last shard that is not full."""
     inner = load("fake:single")
@@ -74,6 +75,7 @@ def test_the_trace_is_that_of_one_piece(running: None, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "found"]  # no shards are left
 
 
+@pytest.mark.slow
 def test_what_a_worker_says_is_said(running: None, tmp_path: Path) -> None:
     inner = load("fake:single")
     foreign = empty_plan(inner.identity.model_copy(update={"weight_hash": "of something else"})).model_copy(
@@ -84,6 +86,7 @@ def test_what_a_worker_says_is_said(running: None, tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_its_workers_ends_the_run(
     running: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +99,7 @@ def test_a_shard_that_kills_its_workers_ends_the_run(
         workers(shard=100).record(planted_examples(2), tmp_path / "t")
 
 
+@pytest.mark.slow
 def test_more_workers_than_cores_are_refused(running: None, tmp_path: Path) -> None:
     with pytest.raises(BadData, match="3 workers need 4 cores of Ray's count, it has 3"):
         workers(workers=3, shard=1).record(planted_examples(4), tmp_path / "t")
@@ -142,6 +146,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(workers().record(examples[:3], target, overwrite=True).requests) == 3
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_on_the_way(tmp_path: Path) -> None:
     """The command line with its own Ray, real workers, kill -9 in the middle of a shard: the same trace as without."""
     with open(tmp_path / "texts.jsonl", "w") as stream:

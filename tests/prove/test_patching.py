@@ -103,7 +103,8 @@ def test_arms_are_what_the_weights_say(arm, expert):
     pair = Pair(clean="The tower stands on a hill", corrupt="The tower stands on a rock", correct=" a", distractor=" b")
     (ready,) = prepare(engine, [pair])
     run = PairRun(engine, [ready.clean], [ready.corrupt])
-    chosen = run.running(2)[-1] if expert else None
+    moves = (e for e in run.running(2) if not torch.allclose(run.patched_expert(arm, Address(2, e))[0], run.corrupt[0]))
+    chosen = next(moves) if expert else None  # one that runs for the last token; others leave the logits as they are
     ids = [torch.tensor([side.tokens]) for side in (ready.clean, ready.corrupt)]
     truth = by_hand(engine, 2, arm, *ids, expert=chosen)
     found = run.patched(arm, [2]) if chosen is None else run.patched_expert(arm, Address(2, chosen))

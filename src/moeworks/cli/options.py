@@ -39,7 +39,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="`lab` (shipped with moeworks), a local folder or a Hub id; `fake` is the planted test model.",
+        help="`lab` or `lab-sigmoid` (shipped), a local folder or a Hub id; `fake` is the planted test model.",
         show_default=False,
     ),
 ]

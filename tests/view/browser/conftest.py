@@ -32,6 +32,7 @@ def pytest_collection_modifyitems(items):
     """Try a browser's test once more before it fails: what waits for a frame may wait in vain on a busy machine."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
