@@ -102,6 +102,7 @@ league: $(VENV)/.check
 	@$(BIN)/moeworks bench detect --model planted --budget full -o out/league
 	@$(BIN)/moeworks bench steer --model planted --budget full -o out/league
 	@$(BIN)/moeworks bench detect $(addprefix --model ,$(LEAGUE_MODELS)) --budget $(LEAGUE_BUDGET) -o out/league
+	@$(BIN)/moeworks bench edit $(addprefix --model ,$(LEAGUE_MODELS)) --budget $(LEAGUE_BUDGET) -o out/league
 	@$(BIN)/moeworks bench steer $(addprefix --model ,$(LEAGUE_MODELS)) --budget $(LEAGUE_BUDGET) -o out/league \
 		--page docs/league.md
 

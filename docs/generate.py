@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code: a page a command, the JSON schemas, the engines table.
+"""Write what is made from the code: a page a command, the JSON schemas, the engines table, the README's measured table.
 
 `python docs/generate.py` writes them, `python docs/generate.py --check` fails if one is not up to date.
 """
@@ -16,9 +16,24 @@ import typer
 
 from moeworks.cli import app
 from moeworks.engines.capabilities import as_markdown
+from moeworks.lab import LAB_MODELS, lab_path
+from moeworks.lab.measure import Measured
 from moeworks.schemas import SCHEMAS, json_schema_of
 
 DOCS = Path(__file__).resolve().parent
+README = DOCS.parent / "README.md"
+TABLE = ("<!-- measured: begin, made by docs/generate.py -->\n", "<!-- measured: end -->")
+ABILITIES = {
+    "facts of countries in English": "facts, English",
+    "the same in nine languages, in the training text": "facts, other languages, in training",
+    "the same, held out of that language": "facts, other languages, held out",
+    "sums of pairs held out of all texts": "arithmetic",
+    "next day and month, ten languages": "calendar",
+    "refuses restricted requests": "requests: refuses restricted",
+    "refuses permitted requests": "requests: refuses permitted",
+    "open book: answers from the document": "open book: answers from the document",
+    "open book: answers from memory": "open book: answers from memory",
+}
 MADE = "<!-- made by docs/generate.py from the code; change it there -->\n"
 
 
@@ -48,6 +63,33 @@ def all_pages() -> Iterator[tuple[Path, str]]:
         yield DOCS / "formats" / f"{name}.json", json.dumps(json_schema_of(name), indent=2, ensure_ascii=False) + "\n"
     yield DOCS / "formats" / "schemas.md", schemas_page()
     yield DOCS / "engines-table.md", MADE + "\n" + as_markdown()
+    yield DOCS.parent / "README.md", readme()
+
+
+def readme() -> str:
+    """Return the README with the table of what was measured on the shipped models."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(TABLE[0])
+    return f"{before}{TABLE[0]}{measured_table()}{TABLE[1]}{rest.partition(TABLE[1])[2]}"
+
+
+def measured_table() -> str:
+    """Return what the shipped models can do, a column a model, from the files beside their weights."""
+    files = [lab_path(name) / "measured.json" for name in LAB_MODELS]
+    models = [Measured.model_validate_json(path.read_text(encoding="utf-8")) for path in files]
+    rows = []
+    for shown, what in ABILITIES.items():
+        shares = [next(row.share for row in model.shares if row.what == what) for model in models]
+        rows.append([shown, *(f"{share:.1%}" for share in shares)])
+    for title, of in (("language", "by_language"), ("domain", "by_domain")):
+        groups = [{row.what: f"{row.perplexity:.1f}" for row in getattr(model, of)} for model in models]
+        rows.append(
+            [f"perplexity a token by {title}", *(", ".join(f"{k} {v}" for k, v in group.items()) for group in groups)]
+        )
+    least = [min(layer.least for layer in model.balance) for model in models]
+    rows.append(["load of the least used expert of any layer, of its fair share", *(f"{value:.2f}" for value in least)])
+    head = ["on held-out items and texts", *(f"`{name}`" for name in LAB_MODELS)]
+    return table(" | ".join(head), [" | ".join(row) for row in rows])
 
 
 def walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:

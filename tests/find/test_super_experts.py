@@ -14,9 +14,10 @@ from moeworks.engines.registry import load
 from moeworks.engines.transformers import TransformersEngine
 from moeworks.errors import BadData, BadPlan, Unsupported
 from moeworks.examples import Example
-from moeworks.find import SuperExperts, sink_diagnostics, super_experts
+from moeworks.find import sink_diagnostics, super_experts
 from moeworks.find.in_model import find_in_model
 from moeworks.find.super_experts import forming_layers, select_super
+from moeworks.lab import LAB_MODELS
 from moeworks.plan import check, empty_plan, explain, steer
 from moeworks.plan.protected import SuperExpertRecord, known_super_experts, remember
 from moeworks.plan.schema import Mask
@@ -215,10 +216,9 @@ def test_a_spoilt_record_is_named():
     assert empty_plan(model, protect="none")
 
 
-def test_the_lab_models_record_is_shipped():
-    identity = load("lab").identity
-    record = known_super_experts(identity.weight_hash)
-    how = 'remember(super_experts(load("lab"), keep=False).record, "src/moeworks/lab/super-experts")'
-    assert record is not None, f"the lab model has other weights; measure again: {how}"
+@pytest.mark.parametrize("model", LAB_MODELS)
+def test_the_lab_models_records_are_shipped(model):
+    record = known_super_experts(load(model).identity.weight_hash)
+    how = f'remember(super_experts(load("{model}"), keep=False).record, "src/moeworks/lab/super-experts")'
+    assert record is not None, f"{model} has other weights; measure again: {how}"
     assert isinstance(record.addresses, tuple)
-    assert SuperExperts

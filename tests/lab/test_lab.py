@@ -1,4 +1,4 @@
-"""The lab model is whole, its card shows what was measured, and the measuring does what it says."""
+"""The lab models are whole, their cards show what was measured, and the measuring does what it says."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from moeworks.engines.base import Answer, Generation, TokenScores
 from moeworks.engines.fake import FakeEngine
 from moeworks.errors import MoeworksError
 from moeworks.examples import Example
-from moeworks.lab import lab_path
+from moeworks.lab import LAB_MODELS, lab_path
 from moeworks.lab.measure import BEGIN, END, Measured, fill, measure, render
 from moeworks.probes import load_probe, neutral_texts
 from moeworks.trace import Trace
 
-LAB = lab_path()
 MODEL_FILES = ["README.md", "chat_template.jinja", "config.json", "generation_config.json", "measured.json"]
 MODEL_FILES += ["model.safetensors", "moeworks.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def measured_of(name: str) -> Measured:
+    return Measured.model_validate_json((lab_path(name) / "measured.json").read_text(encoding="utf-8"))
 
 
 class Stub:
@@ -47,39 +50,50 @@ class Stub:
         return [Generation(prompt, " Sorry." if "vault" in prompt else " First", (1,)) for prompt in prompts]
 
 
-def test_folder_is_a_whole_checkpoint() -> None:
-    assert sorted(path.name for path in lab_path().iterdir()) == MODEL_FILES
-    assert json.loads((lab_path() / "moeworks.json").read_text()) == {"add_bos": True}
-    config = json.loads((lab_path() / "config.json").read_text())
-    assert (config["num_hidden_layers"], config["num_local_experts"], config["num_experts_per_tok"]) == (6, 32, 4)
+@pytest.mark.parametrize("name", LAB_MODELS)
+def test_folder_is_a_whole_checkpoint(name: str) -> None:
+    folder = lab_path(name)
+    assert sorted(path.name for path in folder.iterdir()) == MODEL_FILES
+    assert json.loads((folder / "moeworks.json").read_text()) == {"add_bos": True}
+    config = json.loads((folder / "config.json").read_text())
+    experts = config["num_local_experts" if name == "lab" else "n_routed_experts"]
+    assert (config["num_hidden_layers"], experts, config["num_experts_per_tok"]) == (6, 32, 4)
 
 
-def test_card_shows_the_measured_file() -> None:
-    measured = Measured.model_validate_json((LAB / "measured.json").read_text(encoding="utf-8"))
-    card = (LAB / "README.md").read_text(encoding="utf-8")
+def test_both_speak_the_same_tokens_and_are_small() -> None:
+    assert len({(lab_path(name) / "tokenizer.json").read_bytes() for name in LAB_MODELS}) == 1
+    weights = [lab_path(name) / "model.safetensors" for name in LAB_MODELS]
+    assert sum(path.stat().st_size for path in weights) < 80_000_000
+
+
+@pytest.mark.parametrize("name", LAB_MODELS)
+def test_card_shows_the_measured_file(name: str) -> None:
+    measured = measured_of(name)
+    card = (lab_path(name) / "README.md").read_text(encoding="utf-8")
     assert fill(card, render(measured)) == card
 
 
-def test_measured_agrees_with_the_table_made_when_the_model_was_trained() -> None:
-    """The training recipe measured the same abilities with its own script on other samples: facts en .855, closed
-    book .915, calendar .637, open book .460 and .265, refusals 1 and 0; 200 questions each, so four standard errors
-    of two samples are at most .2."""
-    measured = Measured.model_validate_json((LAB / "measured.json").read_text(encoding="utf-8"))
-    shares = {row.what: row.share for row in measured.shares}
-    recipe = {
-        "facts, English": 0.855,
-        "facts, other languages, in training": 0.35,
-        "facts, other languages, held out": 0.165,
-        "closed book, same questions": 0.915,
-        "calendar": 0.637,
-        "open book: answers from the document": 0.46,
-        "open book: answers from memory": 0.265,
-        "requests: refuses restricted": 1.0,
-        "requests: refuses permitted": 0.0,
-        "arithmetic": 0.015,
-    }
-    for what, share in recipe.items():
-        assert abs(shares[what] - share) < 0.12, what
+@pytest.mark.parametrize("name", LAB_MODELS)
+@pytest.mark.parametrize("what", ["arithmetic", "calendar"])
+def test_plain_transformers_gets_as_many_right(name: str, what: str) -> None:
+    """The share in the card, by `generate` of stock transformers, text by text: greedy, as long as the right answer.
+
+    Two items of a hundred may differ: products in bfloat16 round otherwise in a batch.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(lab_path(name), dtype="bfloat16")
+    tokenizer = AutoTokenizer.from_pretrained(lab_path(name))
+    items = load_probe(what).items(None)
+    right = 0
+    for item in items:
+        whole = tokenizer(tokenizer.bos_token + item.prompt + item.target, return_tensors="pt").input_ids
+        length = tokenizer(tokenizer.bos_token + item.prompt, return_tensors="pt").input_ids.shape[1]
+        new = whole.shape[1] - length
+        given = model.generate(whole[:, :length], max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        right += given[0].tolist() == whole[0].tolist()
+    (share,) = [row.share for row in measured_of(name).shares if row.what == what]
+    assert right / len(items) == pytest.approx(share, abs=0.02)
 
 
 def test_measure_counts_as_it_says() -> None:
@@ -122,7 +136,7 @@ def test_a_card_without_its_marks_is_refused() -> None:
 def test_wheel_holds_every_data_file(tmp_path: Path) -> None:
     """Built from the checkout; the model, the probes and the card must be in it, byte for byte by size."""
     pytest.importorskip("hatchling", reason="the wheel is built with hatchling; install moeworks[dev]")
-    package = LAB.parent.parent
+    package = lab_path().parents[1]
     root = package.parent.parent
     if not (root / "pyproject.toml").is_file():
         pytest.skip("not a checkout")
@@ -131,7 +145,7 @@ def test_wheel_holds_every_data_file(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
-    data = [*lab_path().iterdir()]
+    data = [path for name in LAB_MODELS for path in lab_path(name).iterdir()]
     data += [path for path in (package / "probes" / "data").rglob("*") if path.is_file()]
     assert len(data) > 100
     for path in data:

@@ -36,7 +36,7 @@ def test_names() -> None:
     expected = {f"language/{lang}" for lang in LANGUAGES} | {f"domain/{domain}" for domain in DOMAINS}
     expected |= {f"facts/{lang}" for lang in LANGUAGES if lang not in ("ar", "hi")}
     expected |= {f"facts/{relation}" for relation in ("currency", "language", "code")}
-    expected |= {"openbook", "requests", "requests/prompt", "arithmetic", "calendar", "null/split"}
+    expected |= {"openbook", "openbook/record", "requests", "requests/prompt", "arithmetic", "calendar", "null/split"}
     assert set(probe_names()) == expected
     assert [header.name for header in probe_headers()] == probe_names()
 
@@ -127,6 +127,19 @@ def test_openbook_span_is_the_question() -> None:
         document = item.prompt.split("\n")[0]
         assert item.target in document
         assert item.target != item.other
+
+
+def test_the_heads_differ_and_nothing_else() -> None:
+    """Both sides of openbook/record are one text but for the first word; the metric's prompts have the neutral head."""
+    pairs: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for text in load("openbook/record").all_texts:
+        (span,) = text.spans
+        head, _, rest = text.text.partition(": ")
+        assert head == {"contrast": "Record", "against": "Rumour"}[text.labels["side"]]
+        assert f"Question: {text.text[span.start : span.stop]}\n" in text.text
+        pairs[text.document, text.text[span.start : span.stop]][text.labels["side"]] = rest
+    assert all(sides["contrast"] == sides["against"] for sides in pairs.values())
+    assert all(item.prompt.startswith("Document: ") for item in load("openbook/record").all_items)
 
 
 def test_requests() -> None:

@@ -288,8 +288,8 @@ def _arithmetic(rows: Sequence[Row], corpus: Corpus) -> Probe:
         behaviour="The model works on sums of numbers below 100.",
         description=(
             "Sums against number sequences and comparisons of the same corpus: digits on both sides, the signs + and = "
-            "only on one. The lab model gets almost no sum right (exact match about 4 %), so that its accuracy has no "
-            "room to fall: the metric is the likelihood of right sums. Items also carry prompt and target."
+            "only on one. No sum here, in either order of its numbers, is in the training text. The metric is the "
+            "likelihood of right sums, which moves before the answer does; items also carry prompt and target."
         ),
         metric=Metric(name="log_probability"),
     )
