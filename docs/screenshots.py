@@ -31,7 +31,7 @@ from moeworks.view.first_look import first_texts
 IMAGES = Path(__file__).resolve().parent / "images"
 SIZES = {"experts": (1280, 700), "tokens": (1280, 640), "layers": (1280, 760), "compare": (1280, 860)}
 MOST = 150_000  # bytes of a picture
-PROMPT = "Царь Давид"
+PROMPT = "Нажмите кнопку"
 
 
 def make_sources(folder: Path) -> tuple[Sources, str, str]:
