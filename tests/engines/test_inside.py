@@ -194,13 +194,13 @@ def test_phases_and_roles_select():
 
 def test_slots_that_do_not_run_are_not_shown_and_plans_are():
     engine = tiny_engine("softmax")
-    masked = empty_plan(engine.identity).model_copy(
-        update={"operations": (Mask(experts=["L2.E3"], refill=False), Demote(experts=["L2.E4"]))}
-    )
     ran = {(p.layer, p.expert) for p, _, _ in passes_of(engine)}
-    under = {(p.layer, p.expert) for p, _, _ in passes_of(engine, plan=masked)}
-    assert ran >= {(2, 3), (2, 4)}
-    assert not under & {(2, 3), (2, 4)}
+    first, second = sorted(place for place in ran if place[0] == 2)[:2]
+    gone = Mask(experts=[f"L2.E{first[1]}"], refill=False), Demote(experts=[f"L2.E{second[1]}"])
+    plan = empty_plan(engine.identity).model_copy(update={"operations": gone})
+    under = {(p.layer, p.expert) for p, _, _ in passes_of(engine, plan=plan)}
+    assert any(layer == 2 for layer, _ in under)
+    assert not under & {first, second}
 
 
 def test_the_fake_engine_shows_nothing():

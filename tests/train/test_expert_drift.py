@@ -40,7 +40,7 @@ def test_the_same_model_has_no_drift():
     assert found.forgotten.value == found.unrecoverable.value == 0
     assert found.unrecoverable.p == 1.0
     assert math.isclose(found.control.value, found.recovered.value)
-    assert found.control.value > 0  # tuning helps a model that forgot nothing, which is no recovery
+    assert found.control.value != 0  # tuning moves a model that forgot nothing, which is no recovery
     assert set(found.overlap.values()) == {1.0}
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.model.state_dict().items())
     assert found.documents == 12
@@ -55,7 +55,7 @@ def lab_drift(change, **options):
     with torch.no_grad():
         change(after)
     shared = {"epochs": 3.0, "rank": 32, "learning_rate": 4e-3, "batch_size": 4, "max_tokens": 24}
-    return expert_drift(before, after, texts, announce=lambda _: None, **shared, **options)
+    return expert_drift(before, after, texts, announce=lambda _: None, **(shared | options))
 
 
 def test_overwritten_experts_are_unrecoverable():
@@ -85,7 +85,7 @@ def test_wrong_experts_picked_are_recovered_and_show_in_the_overlap():
             gate = gates[f"model.layers.{layer}.mlp.gate.weight"]
             gate.copy_(gate[torch.randperm(len(gate))])
 
-    found = lab_drift(exchange)
+    found = lab_drift(exchange, epochs=8.0)
     assert found.forgotten.low > 0
     assert found.recovered.value > 2 * found.control.value
     assert found.unrecoverable.value < 0.75 * found.forgotten.value
