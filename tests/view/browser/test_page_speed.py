@@ -70,5 +70,6 @@ def test_no_frame_has_much_to_do(watched, text):
 def test_a_place_far_away_is_shown_without_what_lies_between(watched, text):
     first_token(watched, f"{text}&row=150000")
     watched.locator(".t.pinned").wait_for()
-    assert watched.locator(".t.pinned").first.get_attribute("data-row") == "150000"
+    row = int(watched.locator(".t.pinned").first.get_attribute("data-row"))
+    assert 0 <= row - 150_000 < 4  # the tokens of one character are one place, which has the row of the last
     assert watched.evaluate("window.watch.rows") <= 8 * WINDOW
