@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from moeworks.bench.picture import save_detection, save_steering
 from moeworks.bench.reading import read_detection, read_steering
 from moeworks.bench.schema import DetectCell, EditCell, League, Settings, SteerCell
 from moeworks.bench.table import detection_tables, steering_tables
+from moeworks.lab import LAB_MODELS, lab_path
 
 __all__ = ["page", "save_page"]
 
@@ -48,7 +50,7 @@ def page(league: League) -> str:
         parts.append("![Which claims are right, method by method](images/league-detect.png)")
         for model, cells in _by_model(league.detect):
             parts += [f"### {_title(model)}: detection", read_detection(cells, model=f"`{model}`")]
-            parts.append(_how(league.detect_settings[model]))
+            parts.append(_how(model, league.detect_settings[model]))
             parts.append(detection_tables(cells, planted=any(cell.kind == "planted" for cell in cells)))
     if league.steer:
         parts.append("## Steering")
@@ -62,7 +64,7 @@ def page(league: League) -> str:
         parts.append("![What works, method by method](images/league-steer.png)")
         for model, steered in _by_model(league.steer):
             parts += [f"### {_title(model)}: steering", read_steering(steered, model=f"`{model}`")]
-            parts.append(_how(league.steer_settings[model]))
+            parts.append(_how(model, league.steer_settings[model]))
             parts.append(steering_tables(steered))
     if league.edit:
         parts.append("## Editing")
@@ -73,7 +75,7 @@ def page(league: League) -> str:
         )
         for model, edited in _by_model(league.edit):
             parts += [f"### {_title(model)}: editing", read_editing(edited, model=f"`{model}`")]
-            parts.append(_how_edited(league.edit_settings[model]))
+            parts.append(_how_edited(model, league.edit_settings[model]))
             parts.append(edit_tables(edited))
     return "\n\n".join(parts) + "\n"
 
@@ -87,7 +89,7 @@ def _title(model: str) -> str:
     return {"planted": "Planted models", "fake": "Planted models in numpy"}.get(model, f"Model `{model}`")
 
 
-def _how(settings: Settings) -> str:
+def _how(model: str, settings: Settings) -> str:
     sizes, planted = settings.sizes, not settings.weights
     texts = f"{sizes['documents']} texts of a probe" if planted else f"{sizes['texts'] or 'all'} texts of a probe"
     versions = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
@@ -95,15 +97,25 @@ def _how(settings: Settings) -> str:
         f"Budget `{settings.budget}`: {settings.seeds} seeds ({settings.null_seeds} of nulls), {texts},"
         f" {sizes['experts']} experts where nothing says how many are sought, {sizes['permutations']} permutations,"
         f" {sizes['controls']} random plans; made with {versions}."
-        + ("" if planted else f" Hash of the weights: {settings.weights}.")
+        + ("" if planted else f" {_weights(model, settings)}")
     )
 
 
-def _how_edited(settings: Settings) -> str:
+def _how_edited(model: str, settings: Settings) -> str:
     sizes = settings.sizes
     versions = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
     return (
         f"Budget `{settings.budget}`: {sizes['calibration']} calibration texts, {sizes['rows']} rows kept, "
         f"{sizes['neutral'] or 'all'} test texts, {sizes['items'] or 'all'} items of each probe, {settings.seeds} "
-        f"random cuts; made with {versions}. Hash of the weights: {settings.weights}."
+        f"random cuts; made with {versions}. {_weights(model, settings)}"
     )
+
+
+def _weights(model: str, settings: Settings) -> str:
+    """Return which weights were measured, and a warning where a lab model has others by now."""
+    words = f"Hash of the weights: {settings.weights}."
+    if model in LAB_MODELS:
+        shipped = json.loads((lab_path(model) / "measured.json").read_text(encoding="utf-8"))["weight_hash"]
+        if shipped != settings.weights:
+            words += f" **These were an earlier version's: `{model}` was trained anew since ({shipped}).**"
+    return words
