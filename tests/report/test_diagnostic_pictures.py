@@ -80,6 +80,14 @@ def test_curves_lie_where_the_table_says(trace):
     assert chance.get_ydata().tolist() == table["overlap_chance"].to_pylist()
 
 
+def test_of_many_checkpoints_the_first_and_the_last_are_drawn(trace):
+    table = diagnose(trace, "saturation", checkpoints={step: trace for step in range(1, 13)})
+    with style():
+        drawn = draw_diagnostic("saturation", table)
+    labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+    assert (labels[0], labels[7], labels[-1]) == ("step 1", "step 12", "4 more in the table")
+
+
 def test_few_values_have_intervals_and_many_a_map():
     rows = [{"value": f"v{n}"} for n in range(6)]
     assert [panel.kind for panel in panels_of("divergence", rows[:5])] == ["curves"] * 3

@@ -91,8 +91,9 @@ def _curves(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
     places = list(dict.fromkeys(row[panel.x] for row in rows))
     numeric = all(isinstance(place, (int, float)) for place in places)
     chosen = [(curve, name) for curve in panel.curves for name in names]
+    spread = np.linspace(0, len(chosen) - 1, min(len(chosen), len(SERIES))).round().astype(int)  # first and last too
     levels, single = False, len(chosen) == 1
-    for number, (curve, name) in enumerate(chosen[: len(SERIES)]):
+    for number, (curve, name) in enumerate(chosen[place] for place in spread):
         mine = [row for row in rows if tuple(row[column] for column in panel.series) == name]
         at, columns = _columns(mine, panel, curve, places, numeric)
         colour = SERIES[number]
