@@ -81,7 +81,7 @@ def test_curves_lie_where_the_table_says(trace):
 
 
 def test_of_many_checkpoints_the_first_and_the_last_are_drawn(trace):
-    table = diagnose(trace, "saturation", checkpoints={step: trace for step in range(1, 13)})
+    table = diagnose(trace, "saturation", checkpoints=dict.fromkeys(range(1, 13), trace))
     with style():
         drawn = draw_diagnostic("saturation", table)
     labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
