@@ -17,12 +17,11 @@ import typer
 from moeworks.cli import app
 from moeworks.engines.capabilities import as_markdown
 from moeworks.lab import LAB_MODELS, lab_path
-from moeworks.lab.measure import Measured
+from moeworks.lab.measure import Measured, fill
 from moeworks.schemas import SCHEMAS, json_schema_of
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
-TABLE = ("<!-- measured: begin, made by docs/generate.py -->\n", "<!-- measured: end -->")
 ABILITIES = {
     "facts of countries in English": "facts, English",
     "the same in nine languages, in the training text": "facts, other languages, in training",
@@ -68,9 +67,7 @@ def all_pages() -> Iterator[tuple[Path, str]]:
 
 def readme() -> str:
     """Return the README with the table of what was measured on the shipped models."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(TABLE[0])
-    return f"{before}{TABLE[0]}{measured_table()}{TABLE[1]}{rest.partition(TABLE[1])[2]}"
+    return fill(README.read_text(encoding="utf-8"), measured_table().rstrip())
 
 
 def measured_table() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from moeworks.edit.planning import method_names, plan_edit
 from moeworks.edit.sides import under
 from moeworks.edit.statistics_file import Statistics
 from moeworks.errors import BadData
+from moeworks.lab import lab_path
 from moeworks.plan.evidence import Interval
 
 
@@ -59,6 +62,10 @@ def test_what_is_there_is_read_and_other_cells_stay(tiny, tmp_path, monkeypatch)
     more = editing.bench_edit(tmp_path, methods=("frequency",), keeps=(0.75,), calibrations=("mismatching",))
     assert {(cell.keep, cell.calibration) for cell in more.edit} == {(0.5, "matching"), (0.75, "mismatching")}
     assert "frequency" in page(more)
+    assert "`lab` was trained anew since" in page(more)  # the tiny model, which is not the shipped one
+    shipped = json.loads((lab_path() / "measured.json").read_text())["weight_hash"]
+    same = {"lab": more.edit_settings["lab"].model_copy(update={"weights": shipped})}
+    assert "trained anew" not in page(more.model_copy(update={"edit_settings": same}))
 
 
 def test_what_cannot_be_run_says_why(tiny, tmp_path):

@@ -39,6 +39,17 @@ def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert generate.main(["--check"]) == 1
 
 
+def test_a_shown_line_becomes_the_printed_one_that_is_like_it() -> None:
+    """By hand: numbers are exchanged, order counts, `...` stays, a cut line stays as short, what is gone is named."""
+    from docs.refresh import merged
+
+    shown = ["...", "a loss of 1.5 nats", "b of 3 experts (L0.E1, L0.E2...", "...", "gone for good"]
+    printed = ["first", "b of 9 others", "a loss of 2.25 nats", "b of 8 experts (L0.E7, L0.E9, L1.E3)", "x"]
+    found, missing = merged(shown, printed)
+    assert found == ["...", "a loss of 2.25 nats", "b of 8 experts (L0.E7...", "...", "gone for good"]
+    assert missing == ["gone for good"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
